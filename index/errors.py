@@ -1,0 +1,58 @@
+"""Errors that a user can act on.
+
+Every error that is the user's to mend derives from ``DsclError`` and carries a stable ``code``.
+The command line prints the message alone; the service turns the code into an HTTP status. A
+message names the thing, its value, what was expected and the way out.
+"""
+
+from __future__ import annotations
+
+
+class DsclError(Exception):
+    """Base of all errors that name a mistake in the input and the way out of it."""
+
+    code = "error"
+
+
+class ImageError(DsclError):
+    """An image that cannot be used; ``code`` says why (``image_empty``, ``image_truncated``, …)."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ModelError(DsclError):
+    """A model folder that is missing, incomplete, changed or of an unknown format."""
+
+    code = "model_invalid"
+
+
+class GalleryError(DsclError):
+    """A gallery that cannot be opened or changed as asked."""
+
+    code = "gallery_invalid"
+
+
+class ModelMismatchError(GalleryError):
+    """A gallery met a model other than the one its vectors were made with."""
+
+    code = "model_mismatch"
+
+
+class ItemNotFoundError(DsclError):
+    """An item id that is not in the gallery."""
+
+    code = "item_not_found"
+
+
+class InvalidArgumentError(DsclError, ValueError):
+    """An argument outside its range."""
+
+    code = "invalid_argument"
+
+
+class DataError(DsclError):
+    """A data set or list of photos whose layout or content cannot be used."""
+
+    code = "data_invalid"

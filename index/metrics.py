@@ -1,0 +1,338 @@
+"""Retrieval metrics: recall@K, R-precision, MAP@R and NMI. Arrays in, numbers out.
+
+The one home of their definitions. Every item is a query against all others, which are ranked by
+Euclidean distance (for unit rows the order of cosine similarity), nearest first, ties by index,
+lowest first; the query is left out by its index, not by its distance. Right answers are the items
+of its own class. A query whose class has no other item cannot be answered: it is left out of the
+means and counted as skipped, and stays in the gallery of the others.
+
+The order is exact: that of float64 sums Σ(x − y)². Nothing here knows where embeddings come from
+or where figures go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from index.errors import InvalidArgumentError
+
+__all__ = [
+    "MAX_K",
+    "RetrievalMetrics",
+    "evaluate",
+    "nearest",
+    "normalized_mutual_information",
+    "score",
+]
+
+MAX_K = 10_000
+
+#: Bytes that a block of queries may take, besides a float64 copy of the embeddings.
+BLOCK_BYTES = 256 * 2**20
+
+#: Larger values could overflow when squared and summed.
+MAX_VALUE = 1e150
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalMetrics:
+    """Means over the queries, each in 0 … 1."""
+
+    recall: dict[int, float]  #: K → share of queries with a right answer among the first K
+    r_precision: float
+    map_at_r: float
+    nmi: float | None  #: None unless clustering was asked for
+    queries: int  #: queries in the means
+    skipped: int  #: queries left out, as their class has no other item
+
+
+def evaluate(
+    embeddings: NDArray[Any],
+    labels: ArrayLike,
+    *,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    clustering: bool = False,
+    seed: int = 0,
+) -> RetrievalMetrics:
+    """Judge embeddings by how well each of them finds the others of its class.
+
+    Args:
+        embeddings: numbers [n, d], finite, n >= 2.
+        labels: integers or strings [n].
+        ks: the K of recall@K, each in 1 … ``MAX_K``; beyond n − 1, all other items count.
+        clustering: also cluster the embeddings by k-means, into as many clusters as there are
+            classes, and report the NMI of clusters and classes.
+        seed: of the k-means.
+
+    Raises:
+        InvalidArgumentError: other shapes, dtypes or ranges; NaN or infinity; no class has two
+            items, so that there is no query.
+    """
+    embeddings = _checked_embeddings(embeddings)
+    classes = _checked_labels(labels, len(embeddings))
+    ks = _checked_ks(ks)
+    sizes = np.bincount(classes)
+    counts = sizes[classes] - 1
+    queries = int(np.count_nonzero(counts))
+    if queries == 0:
+        raise InvalidArgumentError(
+            f"each of the {len(classes)} items is alone in its class, so no query has a right "
+            "answer. Give at least two items the same label."
+        )
+
+    scores = []
+    depths = np.where(counts > 0, np.maximum(counts, max(ks)), 0)
+    for rows, neighbours in nearest(embeddings, depths):
+        relevant = classes[neighbours] == classes[rows, None]
+        scores.append(score(relevant, counts[rows], ks))
+    hits, r_precision, average_precision = (
+        np.concatenate(parts) for parts in zip(*scores, strict=True)
+    )
+    nmi = None
+    if clustering:
+        nmi = normalized_mutual_information(classes, _cluster(embeddings, len(sizes), seed))
+    return RetrievalMetrics(
+        recall=dict(zip(ks, hits.mean(0).tolist(), strict=True)),
+        r_precision=float(r_precision.mean()),
+        map_at_r=float(average_precision.mean()),
+        nmi=nmi,
+        queries=queries,
+        skipped=len(classes) - queries,
+    )
+
+
+def score(
+    relevant: NDArray[np.bool_], counts: NDArray[np.integer], ks: Sequence[int]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    """Score rankings, given as right and wrong answers.
+
+    For a query with R right answers in the whole gallery, and P(i) the share of right ones among
+    its first i: R-precision is P(R), and the average precision at R is 1/R · Σ P(i) over those
+    ranks i = 1 … R that hold a right answer. Its mean over the queries is MAP@R (Musgrave, Belongie
+    and Lim, "A Metric Learning Reality Check", ECCV 2020).
+
+    Args:
+        relevant: [q, m], whether the answer is right, nearest first; m reaches up to the largest
+            of ``ks`` and ``counts``, or to the end of the gallery.
+        counts: [q], R of each query, >= 1.
+        ks: the K of recall@K.
+
+    Returns:
+        For each query: whether there is a right answer among the first K (bool [q, len(ks)]),
+        R-precision, and average precision at R (float64 [q] both).
+    """
+    never = np.iinfo(np.int64).max
+    first = np.where(relevant.any(1), relevant.argmax(1), never)
+    hits = first[:, None] < np.asarray(ks)
+
+    relevant = relevant[:, : counts.max()]
+    ranks = np.arange(1, relevant.shape[1] + 1)
+    right = relevant & (ranks <= counts[:, None])
+    precision = right.cumsum(1) / ranks
+    average_precision = np.einsum("qm,qm->q", precision, right) / counts
+    return hits, right.sum(1) / counts, average_precision
+
+
+def nearest(
+    embeddings: NDArray[Any], depths: NDArray[np.integer]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Rank the neighbours of each row among all other rows, by exact search.
+
+    Keys of all rows come from one float64 matrix product per block of queries. Rounding may swap
+    those that are closer than the tolerance of ``_Gallery``; only they are compared again, by
+    Σ(x − y)². Equal vectors are computed once, so any number of them is no slower.
+
+    Args:
+        embeddings: numbers [n, d], finite, n >= 2.
+        depths: [n], how many neighbours each row wants; rows with 0 are no queries.
+
+    Yields:
+        A block of rows, int64 [q], and their neighbours, int64 [q, m], nearest first, ties by
+        index; m is the largest depth in the block, or n − 1 if that is less. Each row with a
+        depth above 0 is in one block; deepest rows come first, so that depths in a block are alike.
+    """
+    gallery = _Gallery.of(embeddings)
+    n, d = embeddings.shape
+    u = len(gallery.vectors)
+    order = np.argsort(-depths, kind="stable")[: np.count_nonzero(depths)]
+    start = 0
+    while start < len(order):
+        m = min(int(depths[order[start]]), n - 1)
+        # Keys and the copy that is partitioned; neighbours and what their scoring takes; queries
+        row_bytes = 16 * u + 48 * m + 16 * d
+        rows = order[start : start + max(1, BLOCK_BYTES // row_bytes)]
+        yield rows, gallery.nearest(rows, m)
+        start += len(rows)
+
+
+@dataclass(frozen=True)
+class _Gallery:
+    """Embeddings made ready for ranking: u distinct vectors, and the n items that have them."""
+
+    embeddings: NDArray[Any]  #: [n, d], as given
+    owner: NDArray[np.int64]  #: [n], which distinct vector an item has
+    items: NDArray[np.int64]  #: [n], all items by distinct vector, then by index …
+    starts: NDArray[np.int64]  #: [u], … and where those of each vector start
+    sizes: NDArray[np.int64]  #: [u], and how many there are
+    vectors: NDArray[np.float64]  #: [u, d], distinct vectors, centred: distances remain, and
+    #: rounding is relative to the spread, not to the distance from the origin
+    squares: NDArray[np.float64]  #: [u], squared lengths of ``vectors``
+    tolerance: NDArray[np.float64]  #: [u], keys of a query further apart than this are in order
+
+    @classmethod
+    def of(cls, embeddings: NDArray[Any]) -> _Gallery:
+        d = embeddings.shape[1]
+        as_bytes = np.dtype((np.void, embeddings.itemsize * d))
+        rows = np.ascontiguousarray(embeddings).view(as_bytes).ravel()
+        _, first, owner, sizes = np.unique(
+            rows, return_index=True, return_inverse=True, return_counts=True
+        )
+        vectors = embeddings[first].astype(np.float64)
+        vectors -= vectors.mean(0)
+        squares = np.einsum("ud,ud->u", vectors, vectors)
+        # Both a key (|y|² − 2x·y from centred vectors) and a sum Σ(x − y)² are within
+        # (d + 8) · 2⁻⁵³ · (|x| + |y|)² of their true values; two of each make a comparison.
+        lengths = np.sqrt(squares)
+        tolerance = 4 * (d + 8) * 2.0**-53 * (lengths + lengths.max()) ** 2
+        return cls(
+            embeddings=embeddings,
+            owner=owner,
+            items=np.argsort(owner, kind="stable"),
+            starts=np.cumsum(sizes) - sizes,
+            sizes=sizes,
+            vectors=vectors,
+            squares=squares,
+            tolerance=tolerance,
+        )
+
+    def nearest(self, rows: NDArray[np.int64], m: int) -> NDArray[np.int64]:
+        """Rank the m nearest items of each query, int64 [q, m]."""
+        owners = self.owner[rows]
+        keys = (-2 * self.vectors[owners]) @ self.vectors.T
+        keys += self.squares
+        # m + 1 distinct vectors have at least m items besides the query.
+        last = min(m, len(self.vectors) - 1)
+        reach = np.partition(keys, last, axis=1)[:, last] + self.tolerance[owners]
+        neighbours = np.empty((len(rows), m), np.int64)
+        for i, row in enumerate(rows):
+            candidates = np.flatnonzero(keys[i] <= reach[i])
+            neighbours[i] = self._rank(row, candidates, keys[i, candidates], m)
+        return neighbours
+
+    def _rank(
+        self,
+        row: np.int64,
+        candidates: NDArray[np.int64],
+        keys: NDArray[np.float64],
+        m: int,
+    ) -> NDArray[np.int64]:
+        """Order the items of the candidate vectors by exact distance to a query, then by index."""
+        order = np.argsort(keys)
+        candidates, keys = candidates[order], keys[order]
+
+        # Runs of keys too close to be told apart; within each, exact distances decide.
+        run = np.zeros(len(keys), np.int64)
+        run[1:] = np.cumsum(np.diff(keys) > self.tolerance[self.owner[row]])
+        unsure = np.bincount(run)[run] > 1
+        distances = np.zeros(len(keys))
+        distances[unsure] = self._distances(row, candidates[unsure])
+
+        # From vectors to items: m + 1 of each suffice, as they tie.
+        copies = np.minimum(self.sizes[candidates], m + 1)
+        vector = np.repeat(np.arange(len(candidates)), copies)
+        copy = np.arange(len(vector)) - np.repeat(np.cumsum(copies) - copies, copies)
+        items = self.items[self.starts[candidates][vector] + copy]
+        items = items[np.lexsort((items, distances[vector], run[vector]))]
+        return items[items != row][:m]
+
+    def _distances(self, row: np.int64, vectors: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Sum up Σ(x − y)² between an item and distinct vectors [v], about 8 MB at a time."""
+        x = self.embeddings[row].astype(np.float64)
+        items = self.items[self.starts[vectors]]
+        parts = np.array_split(items, 1 + items.size * x.size // 2**20)
+        return np.concatenate(
+            [np.square(self.embeddings[part].astype(np.float64) - x).sum(1) for part in parts]
+        )
+
+
+def normalized_mutual_information(a: ArrayLike, b: ArrayLike) -> float:
+    """Compare two partitions: mutual information over the arithmetic mean of the entropies.
+
+    Args:
+        a: labels [n], n >= 1.
+        b: labels [n]; their values need not correspond to those of ``a``.
+
+    Returns:
+        0 for independent partitions … 1 for equal ones (also if both have a single part).
+    """
+    _, a = np.unique(a, return_inverse=True)
+    _, b = np.unique(b, return_inverse=True)
+    pairs, joint_counts = np.unique(a * (b.max() + 1) + b, return_counts=True)
+    p_a, p_b, joint = np.bincount(a) / a.size, np.bincount(b) / b.size, joint_counts / a.size
+    independent = p_a[pairs // (b.max() + 1)] * p_b[pairs % (b.max() + 1)]
+    information = (joint * np.log(joint / independent)).sum()
+    entropy = -((p_a * np.log(p_a)).sum() + (p_b * np.log(p_b)).sum()) / 2
+    return float(np.clip(information / entropy, 0, 1)) if entropy > 0 else 1.0
+
+
+def _cluster(embeddings: NDArray[Any], clusters: int, seed: int) -> NDArray[np.int64]:
+    """Assign each row to one of ``clusters`` by k-means; the same way for the same seed."""
+    n, d = embeddings.shape
+    points = (embeddings - embeddings.mean(0, dtype=np.float64)).astype(np.float32)
+    # All points take part, however many or few there are to a cluster.
+    kmeans = faiss.Kmeans(
+        d, clusters, seed=seed, min_points_per_centroid=1, max_points_per_centroid=n
+    )
+    kmeans.train(points)
+    _, assignment = kmeans.index.search(points, 1)
+    return np.asarray(assignment[:, 0], np.int64)
+
+
+def _checked_embeddings(embeddings: NDArray[Any]) -> NDArray[Any]:
+    embeddings = np.asarray(embeddings)
+    if embeddings.ndim != 2 or embeddings.dtype.kind not in "fiu" or embeddings.shape[1] == 0:
+        raise InvalidArgumentError(
+            f"embeddings are {embeddings.dtype} {list(embeddings.shape)}: expected numbers [n, d], "
+            "one row per item."
+        )
+    if len(embeddings) < 2:
+        raise InvalidArgumentError(
+            f"{len(embeddings)} items cannot be searched for one another: give at least 2."
+        )
+    # Also false for NaN
+    if not (float(embeddings.min()) > -MAX_VALUE and float(embeddings.max()) < MAX_VALUE):
+        finite = (np.abs(embeddings) < MAX_VALUE).all(1)
+        raise InvalidArgumentError(
+            f"{len(finite) - finite.sum()} of {len(finite)} embeddings hold NaN or infinity, or "
+            f"values beyond ±{MAX_VALUE:g}: leave them out, or mend the model that made them."
+        )
+    return embeddings
+
+
+def _checked_labels(labels: ArrayLike, n: int) -> NDArray[np.int64]:
+    """Check labels and number their classes from 0."""
+    labels = np.asarray(labels)
+    if labels.shape != (n,):
+        raise InvalidArgumentError(
+            f"labels have shape {list(labels.shape)}: expected [{n}], one per embedding."
+        )
+    if labels.dtype.kind not in "iuUS" and not all(isinstance(label, str) for label in labels):
+        raise InvalidArgumentError(f"labels are {labels.dtype}: expected integers or strings.")
+    return np.unique(labels, return_inverse=True)[1]
+
+
+def _checked_ks(ks: Sequence[int]) -> list[int]:
+    for k in ks:
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
+            raise InvalidArgumentError(
+                f"K is {k!r}: recall@K takes integers from 1 to {MAX_K:,}, such as 1, 2, 4, 8."
+            )
+    if len(ks) == 0:
+        raise InvalidArgumentError("no K is given: recall@K takes at least one, such as 1.")
+    return sorted({int(k) for k in ks})

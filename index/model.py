@@ -1,0 +1,199 @@
+"""The exported model: an ONNX graph and its card.
+
+A model folder holds ``model.onnx`` (``pixels`` uint8 [n, 3, h, w] → ``embedding`` float32 [n, d] of
+unit length, everything in between inside the graph) and ``model.json``, the card. Training writes
+such folders; this module reads them, and needs no training code to do so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from index.errors import InvalidArgumentError, ModelError
+from index.files import replace_folder, sha256_bytes
+from index.images import ResizeMode, decode, resize
+
+__all__ = ["CARD_FILE", "FORMAT_VERSION", "GRAPH_FILE", "Model", "ModelCard"]
+
+FORMAT_VERSION = 1
+GRAPH_FILE = "model.onnx"
+CARD_FILE = "model.json"
+
+#: Images a single run of the graph takes. Larger batches gain nothing on a CPU and cost memory.
+RUN_SIZE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What a model is and how it was made; ``model.json`` beside the graph.
+
+    ``metrics`` were measured under ``protocol``; figures of different protocols do not compare.
+    """
+
+    name: str
+    sha256: str  #: of ``model.onnx``: the model's identity
+    backbone: str
+    dim: int
+    height: int
+    width: int
+    resize: ResizeMode
+    loss: str | None = None
+    dataset: str | None = None
+    protocol: str | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    created: str | None = None
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """The card as the text of ``model.json``."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> ModelCard:
+        """Read and check a ``model.json``.
+
+        Raises:
+            ModelError: missing, not JSON, of another format version, or with missing values.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ModelError(
+                f"{path.parent} is not a model folder: {path.name} is missing. "
+                "Make one with `dscl train` or `dscl export`."
+            ) from None
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path} cannot be read as a model card: {error}.") from error
+        version = values.get("format_version") if isinstance(values, dict) else None
+        if version != FORMAT_VERSION:
+            raise ModelError(
+                f"{path} has format version {version!r}; this release reads {FORMAT_VERSION}. "
+                "Export the model again, or use the release that wrote it."
+            )
+        known = {f.name for f in dataclasses.fields(cls)}
+        try:
+            card = cls(**{key: value for key, value in values.items() if key in known})
+        except TypeError as error:
+            raise ModelError(f"{path} is incomplete: {error}. Export the model again.") from error
+        sizes = (card.dim, card.height, card.width)
+        if any(not isinstance(size, int) or size < 1 for size in sizes):
+            raise ModelError(f"{path}: dim, height and width must be positive integers: {sizes}.")
+        if card.resize not in get_args(ResizeMode):
+            raise ModelError(
+                f"{path}: resize {card.resize!r} is not one of {get_args(ResizeMode)}."
+            )
+        return card
+
+
+class Model:
+    """An embedding model, ready to run. ``embed`` may be called from several threads at once."""
+
+    def __init__(self, path: Path, card: ModelCard, session: onnxruntime.InferenceSession) -> None:
+        self.path = path
+        self.card = card
+        self._session = session
+
+    @classmethod
+    def load(cls, path: Path | str, *, threads: int = 1) -> Model:
+        """Load a model folder after checking the graph against its card.
+
+        Args:
+            path: the model folder.
+            threads: CPU threads of one forward pass. One is right where several passes run side by
+                side, as in the service.
+
+        Raises:
+            ModelError: the folder is missing or incomplete, the graph is not the one the card
+                describes (a changed byte suffices), or ONNX Runtime cannot load it.
+        """
+        path = Path(path)
+        card = ModelCard.read(path / CARD_FILE)
+        try:
+            graph = (path / GRAPH_FILE).read_bytes()
+        except OSError as error:
+            raise ModelError(
+                f"{path / GRAPH_FILE} cannot be read: {error.strerror}. Export the model again."
+            ) from error
+        digest = sha256_bytes(graph)
+        if digest != card.sha256:
+            raise ModelError(
+                f"{path / GRAPH_FILE} is not the file its card describes: SHA-256 is "
+                f"{digest[:12]}…, the card says {str(card.sha256)[:12]}…. The file was changed or "
+                "damaged: copy the model folder again, or export it anew."
+            )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Warnings about initialisers and the like help nobody who runs a finished model.
+        options.log_severity_level = 3
+        try:
+            session = onnxruntime.InferenceSession(
+                graph, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's own exceptions share no narrower public base
+            raise ModelError(f"ONNX Runtime cannot load {path / GRAPH_FILE}: {error}") from error
+        return cls(path, card, session)
+
+    @property
+    def sha256(self) -> str:
+        """Hex SHA-256 of the graph: what a gallery remembers."""
+        return self.card.sha256
+
+    def prepare(self, source: bytes | Path) -> NDArray[np.uint8]:
+        """Decode and resize one photo as this model wants it.
+
+        Returns:
+            uint8 [3, h, w], RGB.
+
+        Raises:
+            ImageError: see ``index.images.decode``.
+        """
+        card = self.card
+        image = decode(source, at_least=(card.height, card.width))
+        return np.ascontiguousarray(
+            resize(image, card.height, card.width, card.resize).transpose(2, 0, 1)
+        )
+
+    def embed(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Embed prepared images.
+
+        Args:
+            pixels: uint8 [n, 3, h, w], RGB, of the card's height and width.
+
+        Returns:
+            float32 [n, d], rows of unit length.
+
+        Raises:
+            InvalidArgumentError: another dtype or shape.
+        """
+        expected = (3, self.card.height, self.card.width)
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected:
+            raise InvalidArgumentError(
+                f"images are {pixels.dtype} {list(pixels.shape)}; the model takes uint8 "
+                f"[n, {', '.join(map(str, expected))}]."
+            )
+        if len(pixels) == 0:
+            return np.empty((0, self.card.dim), np.float32)
+        parts = [
+            self._session.run(["embedding"], {"pixels": pixels[start : start + RUN_SIZE]})[0]
+            for start in range(0, len(pixels), RUN_SIZE)
+        ]
+        return np.concatenate(parts)
+
+    def copy_to(self, path: Path) -> None:
+        """Copy graph and card, all that inference needs, to a folder that does not exist yet."""
+        with replace_folder(path) as fresh:
+            for name in (GRAPH_FILE, CARD_FILE):
+                shutil.copyfile(self.path / name, fresh / name)

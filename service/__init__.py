@@ -1,0 +1,1 @@
+"""The gallery on the network: HTTP, page and command line."""

@@ -1,0 +1,1 @@
+"""The HTTP routes, thin: what a request says → a call of the engine → what the answer says."""

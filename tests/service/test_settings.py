@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("DSCL_")]:
+        monkeypatch.delenv(name)
+
+
+def test_the_defaults_reach_this_machine_only() -> None:
+    settings = Settings(gallery=Path("cars"))
+    assert (settings.host, settings.port, settings.insecure) == ("127.0.0.1", 8000, False)
+
+
+def test_the_environment_sets_what_the_call_leaves_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSCL_GALLERY", "from-environment")
+    monkeypatch.setenv("DSCL_PORT", "9000")
+    monkeypatch.setenv("DSCL_QUEUE_LIMIT", "3")
+    settings = Settings(port=9001)  # type: ignore[call-arg]
+    assert settings.gallery == Path("from-environment")
+    assert (settings.port, settings.queue_limit) == (9001, 3)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
+def test_loopback_needs_no_consent(host: str) -> None:
+    assert Settings(gallery=Path("cars"), host=host).host == host
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", "localhost.evil"])
+def test_a_host_that_others_reach_needs_consent(host: str) -> None:
+    with pytest.raises(ValidationError, match="--insecure"):
+        Settings(gallery=Path("cars"), host=host)
+    assert Settings(gallery=Path("cars"), host=host, insecure=True).host == host
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", -1),
+        ("port", 65536),
+        ("workers", 0),
+        ("queue_limit", -1),
+        ("max_results", 0),
+        ("max_results", 10_001),
+        ("max_upload_bytes", 0),
+    ],
+)
+def test_values_out_of_range_are_refused(name: str, value: int) -> None:
+    with pytest.raises(ValidationError, match=name):
+        Settings(gallery=Path("cars"), **{name: value})  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Labelled photos → a model folder. Needs the ``train`` extra (torch)."""

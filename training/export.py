@@ -1,0 +1,189 @@
+"""Network → model folder: one ONNX graph from uint8 photos to unit vectors, checked for parity.
+
+Whitening is folded into the last linear layer. The folder appears whole or not at all, and only
+after ONNX Runtime has given the network's own embeddings back.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from index.errors import DsclError
+from index.files import replace_folder, sha256_file
+from index.images import ResizeMode
+from index.model import CARD_FILE, GRAPH_FILE, ModelCard
+from training.network import Backbone, EmbeddingNetwork
+from training.whitening import Whitening
+
+__all__ = ["WEIGHTS_FILE", "InferenceNetwork", "ParityError", "export"]
+
+WEIGHTS_FILE = "weights.safetensors"
+PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "pillow", "dscl-retrieval")
+
+#: Largest difference between a coordinate of the network's unit vector and the graph's.
+PARITY_TOLERANCE = 1e-4
+
+
+class ParityError(DsclError):
+    """The exported graph does not give the network's embeddings."""
+
+    code = "export_parity"
+
+
+class InferenceNetwork(nn.Module):
+    """Uint8 photos [n, 3, h, w] → float32 unit vectors [n, m]: what is exported."""
+
+    def __init__(self, backbone: Backbone, projection: nn.Linear | None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projection = projection
+
+    @classmethod
+    def trained(cls, network: EmbeddingNetwork, whitening: Whitening) -> InferenceNetwork:
+        """Backbone, and head and whitening as one linear layer."""
+        head = network.head
+        weight = head.weight.detach().to("cpu", torch.float64)
+        bias = head.bias.detach().to("cpu", torch.float64)
+        matrix = whitening.matrix.T
+        return cls(network.backbone, _linear(matrix @ weight, matrix @ (bias - whitening.mean)))
+
+    @classmethod
+    def frozen(cls, backbone: Backbone, whitening: Whitening | None) -> InferenceNetwork:
+        """The backbone's own features, whitened or as they are."""
+        if whitening is None:
+            return cls(backbone, None)
+        matrix = whitening.matrix.T
+        return cls(backbone, _linear(matrix, -matrix @ whitening.mean))
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of the embedding."""
+        return self.backbone.features if self.projection is None else self.projection.out_features
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Embed."""
+        features = self.backbone(pixels)
+        if self.projection is not None:
+            features = self.projection(features)
+        return F.normalize(features)
+
+
+def export(
+    network: InferenceNetwork,
+    path: Path,
+    *,
+    name: str,
+    height: int,
+    width: int,
+    resize: ResizeMode,
+    facts: Mapping[str, Any],
+    weights: Mapping[str, Tensor] | None = None,
+) -> ModelCard:
+    """Write a model folder, replacing an earlier one at ``path`` only when the new one is good.
+
+    Args:
+        network: what to export; moved to the CPU and into evaluation mode.
+        path: the model folder.
+        name: what people will call the model.
+        height: of the photos, pixels.
+        width: of the photos, pixels.
+        resize: how photos come to that size.
+        facts: further fields of ``ModelCard``: loss, dataset, protocol, metrics, settings, seed.
+        weights: what to keep for more training; default: the network's own state.
+
+    Raises:
+        ParityError: ONNX Runtime's embeddings differ from the network's.
+    """
+    network = network.cpu().eval()
+    examples = _examples(height, width)
+    with replace_folder(path) as fresh:
+        graph = fresh / GRAPH_FILE
+        _write_graph(network, torch.from_numpy(examples[:2]), graph)
+        check_parity(network, graph, examples)
+        state = network.state_dict() if weights is None else weights
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in state.items()},
+            fresh / WEIGHTS_FILE,
+        )
+        card = ModelCard(
+            name=name,
+            sha256=sha256_file(graph),
+            backbone=network.backbone.name,
+            dim=network.dim,
+            height=height,
+            width=width,
+            resize=resize,
+            versions={package: importlib.metadata.version(package) for package in PACKAGES},
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            **facts,
+        )
+        (fresh / CARD_FILE).write_text(card.to_json(), encoding="utf-8")
+    return card
+
+
+def check_parity(network: nn.Module, graph: Path, pixels: NDArray[np.uint8]) -> None:
+    """Compare the graph under ONNX Runtime with the network, alone and in batches.
+
+    Raises:
+        ParityError: a coordinate differs by more than ``PARITY_TOLERANCE``.
+    """
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(pixels)).numpy()
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    together = session.run(["embedding"], {"pixels": pixels})[0]
+    alone = session.run(["embedding"], {"pixels": pixels[:1]})[0]
+    difference = max(np.abs(together - expected).max(), np.abs(alone - expected[:1]).max())
+    if not difference <= PARITY_TOLERANCE:  # NaN is no parity either
+        raise ParityError(
+            f"the exported graph differs from the network by {difference:.2g} a coordinate (at "
+            f"most {PARITY_TOLERANCE:g} is expected), so nothing was written. Non-finite weights "
+            "are the usual cause; else report the backbone and the versions of torch and onnxruntime."
+        )
+
+
+def _write_graph(network: nn.Module, example: Tensor, path: Path) -> None:
+    # The exporter warns and logs about its own internals; what counts is the parity check.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (example,),
+            path,
+            input_names=["pixels"],
+            output_names=["embedding"],
+            dynamic_shapes={"pixels": {0: torch.export.Dim("n", min=1)}},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _examples(height: int, width: int) -> NDArray[np.uint8]:
+    """Smooth and noisy pictures: [3, 3, h, w]."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (1, 3, height, width), np.uint8)
+    ramp = np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8), (1, 3, height, width))
+    return np.concatenate([noise, ramp, 255 - ramp])
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    return layer

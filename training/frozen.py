@@ -1,0 +1,77 @@
+"""A frozen backbone as a model folder: search without labels and without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from index.images import ResizeMode
+from index.model import ModelCard
+from index.photos import list_photos
+from training.augment import PhotoLoader
+from training.data import Photos, check_photos
+from training.embed import embed
+from training.export import InferenceNetwork, export
+from training.memory import keep_freed_memory
+from training.network import Backbone, default_size
+from training.whitening import Whitening
+
+__all__ = ["export_frozen"]
+
+
+def export_frozen(
+    backbone: str,
+    *,
+    out: Path,
+    weights: str = "imagenet",
+    whiten_on: Path | None = None,
+    dim: int | None = None,
+    whitening_ridge: float = 0.1,
+    size: int | None = None,
+    resize: ResizeMode = "squash",
+    seed: int = 0,
+) -> ModelCard:
+    """Export a backbone's own features, whitened with the photos at ``whiten_on`` if given.
+
+    Args:
+        backbone: see ``Backbone``.
+        out: the model folder.
+        weights: see ``Backbone``.
+        whiten_on: folder, CSV or image; labels are not needed. Unreadable photos are left out.
+        dim: with ``whiten_on``, how many axes of largest variance to keep; default: all.
+        whitening_ridge: see ``Whitening.fit``.
+        size: side of the input in pixels; default: the backbone's own.
+        resize: how a photo comes to a square.
+        seed: of random weights.
+
+    Raises:
+        DsclError: backbone, weights, photos or settings that cannot be used.
+    """
+    keep_freed_memory()
+    torch.manual_seed(seed)
+    network = Backbone(backbone, weights=weights)
+    side = size or default_size(backbone)
+    whitening = None
+    if whiten_on is not None:
+        files = tuple(photo.file for photo in list_photos(whiten_on))
+        unlabelled = Photos(paths=files, labels=np.zeros(len(files), np.int64), classes=("",))
+        photos, _ = check_photos(unlabelled)
+        loader = PhotoLoader(photos, height=side, width=side, mode=resize)
+        features = embed(network, loader, torch.device("cpu"), "Whitening")
+        whitening = Whitening.fit(features, ridge=whitening_ridge, dim=dim)
+    source = weights if weights in ("imagenet", "none") else Path(weights).stem
+    return export(
+        InferenceNetwork.frozen(network, whitening),
+        out,
+        name=f"{backbone}-{source}{'-whitened' if whitening else ''}",
+        height=side,
+        width=side,
+        resize=resize,
+        facts={
+            "dataset": whiten_on.name if whiten_on else None,
+            "settings": {"weights": weights, "dim": dim, "whitening_ridge": whitening_ridge},
+            "seed": seed,
+        },
+    )

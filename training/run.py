@@ -1,0 +1,145 @@
+"""The run folder: settings, metrics, checkpoints, TensorBoard events and the exported model.
+
+settings.json      what the run was told
+metrics.jsonl      a line an epoch
+checkpoints/       last.pt: everything that resuming needs
+tensorboard/       the same scalars, live
+model/             the exported model folder
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from index.errors import DsclError
+from index.files import write_atomically
+from training.settings import TrainSettings
+
+__all__ = ["Checkpoint", "Run", "RunError"]
+
+
+class RunError(DsclError):
+    """A run folder that cannot be made, found or continued."""
+
+    code = "run_invalid"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The state between two steps. ``epoch`` is under way and has ``step`` steps behind it."""
+
+    epoch: int
+    step: int
+    losses: list[float]  #: of those steps
+    network: dict[str, Any]
+    optimizer: dict[str, Any]
+
+
+class Run:
+    """One run folder."""
+
+    def __init__(self, path: Path, settings: TrainSettings) -> None:
+        """Use ``create`` or ``open``."""
+        self.path = path
+        self.settings = settings
+
+    @classmethod
+    def create(cls, path: Path, settings: TrainSettings) -> Run:
+        """Make a run folder; what cannot be written is found out now, not an hour in.
+
+        Raises:
+            RunError: the folder holds something, or cannot be written to.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(
+                f"{path} exists already: name a new folder with --out, or continue that run with "
+                f"--resume {path}."
+            )
+        run = cls(path, settings)
+        try:
+            run.checkpoint_file.parent.mkdir(parents=True)
+            text = json.dumps(settings.to_dict(), indent=2, ensure_ascii=False) + "\n"
+            write_atomically(path / "settings.json", text.encode())
+        except OSError as error:
+            raise RunError(f"{path} cannot be written: {error.strerror}.") from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Open an existing run folder.
+
+        Raises:
+            RunError: not a run folder.
+        """
+        try:
+            values = json.loads((path / "settings.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} is not a run folder: settings.json: {error}.") from error
+        return cls(path, TrainSettings.from_dict(values))
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """Where the last checkpoint lies."""
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the exported model lies."""
+        return self.path / "model"
+
+    @property
+    def tensorboard_folder(self) -> Path:
+        """Where TensorBoard's event files lie."""
+        return self.path / "tensorboard"
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Replace the last checkpoint, atomically."""
+        buffer = io.BytesIO()
+        torch.save(vars(checkpoint), buffer)
+        write_atomically(self.checkpoint_file, buffer.getvalue())
+
+    def load(self) -> Checkpoint:
+        """The last checkpoint.
+
+        Raises:
+            RunError: there is none, or it cannot be read.
+        """
+        try:
+            values = torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
+            return Checkpoint(**values)
+        except FileNotFoundError:
+            raise RunError(
+                f"{self.path} has no checkpoint yet: it stopped before its first step was done. "
+                "Remove the folder and start again."
+            ) from None
+        except (OSError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+            raise RunError(f"{self.checkpoint_file} cannot be read: {error}.") from error
+
+    def log(self, figures: dict[str, Any]) -> None:
+        """Append a line to ``metrics.jsonl``."""
+        with self._metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(figures) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``."""
+        if not self._metrics_file.exists():
+            return []
+        lines = self._metrics_file.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def forget_metrics(self, *, from_epoch: int) -> None:
+        """Drop the lines of epochs that will be done (again), so that none stands twice."""
+        kept = [line for line in self.metrics() if line["epoch"] <= from_epoch]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomically(self._metrics_file, text.encode())
+
+    @property
+    def _metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
