@@ -151,7 +151,7 @@ def resize(
 
 def _read(source: bytes | Path) -> tuple[str, bytes]:
     if isinstance(source, bytes):
-        return "the image", source
+        return "the file", source
     try:
         return str(source), source.read_bytes()
     except OSError as error:
@@ -215,4 +215,4 @@ def _unidentified(name: str, data: bytes) -> str:
     accepted = "JPEG, PNG, WebP, AVIF, BMP, TIFF or GIF"
     if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
         return f"{name} is a HEIC photo, which is not accepted: export it as JPEG ({accepted})."
-    return f"{name} is not an image that can be read: send {accepted}."
+    return f"{name} is no picture of a known format: send {accepted}."

@@ -249,7 +249,8 @@ class _Gallery:
         copy = np.arange(len(vector)) - np.repeat(np.cumsum(copies) - copies, copies)
         items = self.items[self.starts[candidates][vector] + copy]
         items = items[np.lexsort((items, distances[vector], run[vector]))]
-        return items[items != row][:m]
+        others: NDArray[np.int64] = items[items != row]
+        return others[:m]
 
     def _distances(self, row: np.int64, vectors: NDArray[np.int64]) -> NDArray[np.float64]:
         """Sum up Σ(x − y)² between an item and distinct vectors [v], about 8 MB at a time."""

@@ -58,7 +58,7 @@ class VectorIndex:
             # The selectors hold C pointers into each other: keep all three.
             self._batch = faiss.IDSelectorBatch(gone)
             self._selector = faiss.IDSelectorNot(self._batch)
-            self._parameters = faiss.SearchParameters(sel=self._selector)
+            self._parameters = faiss.SearchParameters(sel=self._selector)  # type: ignore[call-arg]
 
     @classmethod
     def build(cls, ids: Ids, vectors: Vectors) -> VectorIndex:

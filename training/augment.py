@@ -279,7 +279,7 @@ def _random_box(
     room for, so that no draw has to be repeated.
     """
     area = rng.uniform(settings.min_area, 1)
-    widest = min(math.log(settings.stretch), -math.log(area))
+    widest = min(math.log(settings.stretch), math.log(1 / area))
     stretch = math.exp(rng.uniform(-widest, widest))
     height = max(1, min(size[0], round(window[0] * math.sqrt(area / stretch))))
     width = max(1, min(size[1], round(window[1] * math.sqrt(area * stretch))))

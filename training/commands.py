@@ -42,8 +42,7 @@ def _option(setting: dataclasses.Field[Any], hint: Any) -> click.Option:
 @click.command(params=_options())
 @click.option("--out", type=PATH, help="The run folder.  [default: runs/ and the time]")
 @click.option("--resume", type=PATH, help="Continue this run folder with its own settings.")
-@click.pass_context
-def train(context: click.Context, out: Path | None, resume: Path | None, **values: Any) -> None:
+def train(*, out: Path | None, resume: Path | None, **values: Any) -> None:
     """Train an embedding with DSCL on labelled photos, and export it.
 
     The data set is split by class: test classes are never seen in training, and judge the result.
@@ -52,6 +51,7 @@ def train(context: click.Context, out: Path | None, resume: Path | None, **value
     from training.stop import Stopped
     from training.trainer import train as run_training
 
+    context = click.get_current_context()
     given = {
         name for name in [*values, "out"]
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE

@@ -16,7 +16,19 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from index.errors import InvalidArgumentError
 
-__all__ = ["BatchStatistics", "DeepSpectralClusteringLoss", "Solution", "solve"]
+__all__ = [
+    "BatchStatistics",
+    "DeepSpectralClusteringLoss",
+    "NonFiniteEmbeddingsError",
+    "Solution",
+    "solve",
+]
+
+
+class NonFiniteEmbeddingsError(InvalidArgumentError):
+    """Embeddings with NaN or infinity: the network has diverged."""
+
+    code = "embeddings_not_finite"
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,7 @@ def solve(statistics: BatchStatistics, *, ridge: float, center: bool, normalize:
     noise = torch.finfo(gram.dtype).eps * max(d, int(n)) * gram.trace()
     inverse = _inverse(total, shift, noise)
 
-    offsets = (class_means - mean) * (counts > 0)[:, None]
+    offsets = class_means - mean
     pull = offsets @ inverse
     M = pull.T @ (counts[:, None] * pull)
     loss = k - (counts[:, None] * pull * offsets).sum()
@@ -108,13 +120,13 @@ class DeepSpectralClusteringLoss(nn.Module):
     """Deep Spectral Clustering Learning (Law, Urtasun and Zemel, ICML 2017).
 
     The loss is k − tr(P_F P_Y): how far the column space of the embeddings F is from containing
-    that of the one-hot classes Y, P being the orthogonal projectors and k the rank of Y. It is 0 when
-    F separates the classes linearly and perfectly, and k (1 − d/n) on average for a random F. It does
+    that of the one-hot classes Y, P being the orthogonal projectors and k the rank of Y. It is 0
+    when the classes are linear functions of F, and k (1 − d/n) on average for a random F. It does
     not change under F → FA for any invertible A, so the embeddings need whitening before they are
     compared by cosine.
 
-    Two things to mind: n must be well above d, since with n <= d every F scores 0; and d should
-    be at least the number of classes in the batch, since k − d is otherwise the least possible loss.
+    Two things to mind: n must be well above d, since with n <= d every F scores 0; and d should be
+    at least the number of classes in the batch, since k − d is otherwise the least possible loss.
 
     Everything is computed in float64 from the d × d Gram matrix, whose condition number is the
     square of that of F. The gradient is in closed form; it cannot be differentiated again.
@@ -154,11 +166,12 @@ class DeepSpectralClusteringLoss(nn.Module):
         """
         _check_tensors(embeddings, labels)
         values, classes = torch.unique(labels, return_inverse=True)
-        self._check_sizes(*embeddings.shape, len(values))
+        n, d = embeddings.shape
+        self._check_sizes(n, d, len(values))
         if not torch.isfinite(embeddings).all():
             bad = int((~torch.isfinite(embeddings)).any(1).sum())
             raise InvalidArgumentError(
-                f"{bad} of {len(embeddings)} embeddings hold NaN or infinity: the network has "
+                f"{bad} of {n} embeddings hold NaN or infinity: the network has "
                 "diverged. Lower the learning rate, or train without float16."
             )
         loss: Tensor = _ClosedForm.apply(
@@ -169,10 +182,10 @@ class DeepSpectralClusteringLoss(nn.Module):
     def random_level(self, n: int, d: int, classes: int) -> float:
         """Return the loss that embeddings without any information score on average.
 
-        Without ridge this is k (1 − d/N), with N = n − 1 and k = classes − 1 when centred, N = n and
-        k = classes otherwise: a random d-dimensional subspace holds d/N of any vector. The ridge
-        shrinks the share of each direction; by how much is taken from the limit of large n and d
-        (Marčenko and Pastur, 1967).
+        Without ridge this is k (1 − d/N), where N = n − 1 and k = classes − 1 when centred, N = n
+        and k = classes otherwise: a random d-dimensional subspace holds d/N of any vector. The
+        ridge shrinks the share of each direction; by how much is taken from the limit of large n
+        and d (Marčenko and Pastur, 1967).
 
         Args:
             n: images in the batch; as for the loss, n > d (n − 1 > d when centred).
@@ -247,10 +260,12 @@ def _inverse(scatter: Tensor, shift: Tensor, noise: Tensor) -> Tensor:
     """(scatter + shift · I)⁻¹, float64 [d, d]; eigenvalues not above ``noise`` invert to 0."""
     if shift > noise:
         shifted = scatter + shift * torch.eye(len(scatter), dtype=shift.dtype, device=shift.device)
-        return torch.cholesky_inverse(torch.linalg.cholesky(shifted))
+        inverse: Tensor = torch.cholesky_inverse(torch.linalg.cholesky(shifted))
+        return inverse
     eigenvalues, vectors = torch.linalg.eigh(scatter)
-    inverted = torch.where(eigenvalues > noise, 1 / (eigenvalues + shift), 0)
-    return (vectors * inverted) @ vectors.T
+    kept = eigenvalues > noise
+    pseudo_inverse: Tensor = vectors[:, kept] / (eigenvalues[kept] + shift) @ vectors[:, kept].T
+    return pseudo_inverse
 
 
 def _check_tensors(embeddings: Tensor, labels: Tensor) -> None:

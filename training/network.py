@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -65,13 +66,8 @@ class Backbone(nn.Module):
             self.network = _download(name)
         else:
             self.network = models.get_model(name, weights=None, **options)
-        # Auxiliary classifiers exist to train the classifier that is cut off here.
         if name in TRANSFORM_INPUT:
-            self.network.aux_logits = False
-            self.network.transform_input = True
-            for auxiliary in ("AuxLogits", "aux1", "aux2"):
-                if hasattr(self.network, auxiliary):
-                    setattr(self.network, auxiliary, None)
+            _keep_main_branch(self.network)
         self._classifier, self.features = _cut_classifier(self.network)
         if weights not in ("imagenet", "none"):
             self.load_weights(Path(weights))
@@ -188,6 +184,15 @@ def _check_name(name: str) -> None:
         )
 
 
+def _keep_main_branch(network: Any) -> None:
+    """Drop the auxiliary classifiers, which exist to train the classifier that is cut off."""
+    network.aux_logits = False
+    network.transform_input = True
+    for auxiliary in ("AuxLogits", "aux1", "aux2"):
+        if hasattr(network, auxiliary):
+            setattr(network, auxiliary, None)
+
+
 def _download(name: str) -> nn.Module:
     weights = models.get_model_weights(name).DEFAULT
     try:
@@ -221,7 +226,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         path = path / "weights.safetensors"
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

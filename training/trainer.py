@@ -28,7 +28,7 @@ from training.augment import Augmentation, PhotoLoader, batches
 from training.data import Dataset, Photos, check_photos, check_trainable, hold_out, load_dataset
 from training.embed import embed
 from training.export import InferenceNetwork, export
-from training.losses import DeepSpectralClusteringLoss
+from training.losses import DeepSpectralClusteringLoss, NonFiniteEmbeddingsError
 from training.memory import keep_freed_memory
 from training.network import Backbone, EmbeddingNetwork, default_size
 from training.run import Checkpoint, Run
@@ -46,9 +46,19 @@ Echo = Callable[[str], object]
 
 
 class NonFiniteError(DsclError):
-    """The loss or its gradient became infinite or NaN."""
+    """An embedding, the loss or its gradient became NaN or infinite."""
 
     code = "training_diverged"
+
+    def at(self, epoch: int, step: int, labels: Tensor, photos: Photos) -> NonFiniteError:
+        """The same error with where it happened and the way out."""
+        names = [photos.classes[label] for label in labels.unique().tolist()]
+        shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        return NonFiniteError(
+            f"epoch {epoch + 1}, step {step + 1}, classes {shown}: {self} The checkpoint of the "
+            "last good step is kept. Start again with lower --lr and --backbone-lr, or a higher "
+            "--ridge."
+        )
 
 
 def train(run: Run, *, echo: Echo = print) -> ModelCard:
@@ -142,21 +152,16 @@ def train(run: Run, *, echo: Echo = print) -> ModelCard:
                     buffers = {key: value.clone() for key, value in network.named_buffers()}
                     optimizer.zero_grad(set_to_none=True)
                     try:
-                        value = backward(
-                            network,
-                            images,
-                            labels,
-                            loss,
-                            chunk_size=settings.chunk_size,
-                            device=device,
-                            autocast=autocast,
-                        ).item()
-                        _check_finite(value, network, epoch, step, labels, photos)
+                        value = _gradient(
+                            network, images, labels, loss, settings.chunk_size, device, autocast
+                        )
                     except (Stopped, NonFiniteError) as error:
                         # The step is not taken: all as it was before it.
                         network.load_state_dict(buffers, strict=False)
                         run.save(_checkpoint(epoch, step, losses, network, optimizer))
-                        error.add_note(f"Saved {run.checkpoint_file}.")
+                        error.add_note(f"Saved {run.checkpoint_file} as of before this step.")
+                        if isinstance(error, NonFiniteError):
+                            raise error.at(epoch, step, labels, photos) from error
                         raise
                     optimizer.step()
                     losses.append(value)
@@ -173,13 +178,17 @@ def train(run: Run, *, echo: Echo = print) -> ModelCard:
                 "random_level": random_level,
                 "images_per_s": (steps - first) * n / seconds if steps > first else None,
             }
+            line = f"Epoch {epoch + 1}/{settings.epochs}: loss {record['loss']:.3f}"
             if held_out is not None:
                 metrics = _validate(network, photos, held_out, settings, device)
                 record["recall"] = metrics.recall
                 record["map_at_r"] = metrics.map_at_r
                 for k, recall in metrics.recall.items():
                     writer.add_scalar(f"recall/{k}", recall, epoch + 1)
-                echo(f"Epoch {epoch + 1}: loss {record['loss']:.3f}, held out {_recalls(metrics)}")
+                line += f", held-out classes {_recalls(metrics)}"
+            if record["images_per_s"]:
+                line += f", {record['images_per_s']:.0f} photos/s"
+            echo(line)
             writer.add_scalar("loss/epoch", record["loss"], epoch + 1)
             writer.add_scalar("loss/random", random_level, epoch + 1)
             run.log(record)
@@ -266,10 +275,7 @@ def _load(settings: TrainSettings, echo: Echo) -> Dataset:
     for name, photos in parts.items():
         if photos is None:
             continue
-        with tqdm(
-            total=len(photos), unit="photo", desc=f"Checking {name} photos", disable=None
-        ) as bar:
-            readable, unreadable = check_photos(photos, lambda done, total, bar=bar: bar.update())
+        readable, unreadable = _check(photos, f"Checking {name} photos")
         for path, reason in unreadable[:10]:
             echo(f"Skipped {path}: {reason}")
         if unreadable:
@@ -279,6 +285,11 @@ def _load(settings: TrainSettings, echo: Echo) -> Dataset:
     assert train is not None  # every data set has training photos
     check_trainable(train)
     return dataclasses.replace(dataset, train=train, test=parts["test"])
+
+
+def _check(photos: Photos, description: str) -> tuple[Photos, list[tuple[Path, str]]]:
+    with tqdm(total=len(photos), unit="photo", desc=description, disable=None) as bar:
+        return check_photos(photos, lambda done, total: bar.update())
 
 
 def _split(dataset: Dataset, settings: TrainSettings) -> tuple[Photos, Photos | None]:
@@ -354,24 +365,31 @@ def _validate(
     return evaluate(_unit(whitening.apply(embeddings)), held_out.labels, ks=KS)
 
 
-def _check_finite(
-    value: float,
+def _gradient(
     network: nn.Module,
-    epoch: int,
-    step: int,
+    images: Tensor,
     labels: Tensor,
-    photos: Photos,
-) -> None:
+    loss: nn.Module,
+    chunk_size: int,
+    device: torch.device,
+    autocast: torch.dtype | None,
+) -> float:
+    """Leave the gradient in the parameters and return the loss.
+
+    Raises:
+        NonFiniteError: an embedding, the loss or the gradient is NaN or infinite.
+    """
+    try:
+        value = backward(
+            network, images, labels, loss, chunk_size=chunk_size, device=device, autocast=autocast
+        ).item()
+    except NonFiniteEmbeddingsError as error:
+        raise NonFiniteError(str(error)) from error
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients).item()
-    if math.isfinite(value) and math.isfinite(norm):
-        return
-    names = [photos.classes[label] for label in labels.unique().tolist()]
-    raise NonFiniteError(
-        f"epoch {epoch + 1}, step {step + 1}: the loss is {value} and the gradient's norm {norm}, "
-        f"on the classes {', '.join(names[:5])}{', …' if len(names) > 5 else ''}. Lower --lr and "
-        "--backbone-lr, or raise --ridge."
-    )
+    if not (math.isfinite(value) and math.isfinite(norm)):
+        raise NonFiniteError(f"the loss is {value} and the norm of its gradient {norm}.")
+    return value
 
 
 def _checkpoint(

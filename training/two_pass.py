@@ -40,10 +40,10 @@ def backward(
     """Add the gradient of ``loss(network(images), labels)`` to the parameters of both.
 
     The result is that of embedding the chunks one after another and calling ``backward`` on the
-    loss of them all: both passes draw the same dropout masks, the random state afterwards (PyTorch's,
-    CPU and ``device``) is that of a single pass, and buffers such as BatchNorm's running statistics
-    are updated once. BatchNorm in training mode normalises by chunk. With n <= chunk_size there is
-    one chunk, and one pass.
+    loss of them all: both passes draw the same dropout masks, PyTorch's random state afterwards (of
+    the CPU and of ``device``) is that of a single pass, and buffers such as BatchNorm's running
+    statistics are updated once. BatchNorm in training mode normalises by chunk. With n <=
+    chunk_size there is one chunk, and one pass.
 
     Args:
         network: maps images [m, 3, h, w] to embeddings [m, d].
@@ -51,7 +51,8 @@ def backward(
             ``chunk_size`` of them, on ``device``.
         labels: [n], in the order of the images.
         loss: maps embeddings [n, d] and labels [n], both on ``device``, to a scalar. Any
-            differentiable function, with parameters of its own or without; scaled by a ``GradScaler`` if ``autocast`` is float16.
+            differentiable function, with parameters of its own or without; scaled by a
+            ``GradScaler`` if ``autocast`` is float16.
         chunk_size: images whose activations fit in memory; >= 1.
         device: where the network is.
         autocast: dtype of the network's forward pass; the loss then gets float32 embeddings. None
@@ -119,8 +120,7 @@ def _embed(
     network: nn.Module, images: Tensor, device: torch.device, autocast: torch.dtype | None
 ) -> Tensor:
     images = images.to(device, non_blocking=True)
-    # Casts of the weights made without gradient must not be cached for the pass that needs it.
-    with torch.autocast(device.type, autocast, autocast is not None, cache_enabled=False):
+    with torch.autocast(device.type, autocast, autocast is not None):
         embeddings: Tensor = network(images)
     return embeddings if autocast is None else embeddings.float()
 

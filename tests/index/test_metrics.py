@@ -296,7 +296,7 @@ def test_k_must_be_an_integer_in_range(k: Any) -> None:
 
 
 def test_numpy_integers_are_integers_and_ks_come_back_sorted() -> None:
-    found = evaluate(np.eye(4), [0, 0, 1, 1], ks=[np.int64(2), 1, 2])  # type: ignore[list-item]
+    found = evaluate(np.eye(4), [0, 0, 1, 1], ks=[np.int64(2), 1, 2])
     assert list(found.recall) == [1, 2]
     assert all(type(k) is int for k in found.recall)
 

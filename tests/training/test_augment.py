@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -187,6 +187,7 @@ def test_colours_stay_within_their_range(tmp_path: Path) -> None:
     st.floats(1, 3),
     st.integers(0, 2**64 - 1),
 )
+@example(h=8, w=8, min_area=1, stretch=2, seed=0)
 def test_a_random_box_has_the_area_and_shape_asked_for(
     h: int, w: int, min_area: float, stretch: float, seed: int
 ) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from torchvision.datasets import StanfordCars
 
 from index.errors import DataError, ImageError, InvalidArgumentError
+from index.images import decode
 from training.data import (
     Dataset,
     Photos,
@@ -585,16 +586,15 @@ def test_unreadable_photos_are_left_out_and_listed_with_the_reason(tmp_path: Pat
     ]
     assert readable.classes == ("a", "c")  # no photo of b is left
     assert [path.stem for path, _ in unreadable] == ["b0", "b1", "c0", "c2"]
-    for (path, reason), word in zip(
-        unreadable, ("empty", "not an image", "cut off", "cut off"), strict=True
-    ):
-        assert str(path) in reason
-        assert word in reason
+    for path, reason in unreadable:
+        with pytest.raises(ImageError) as caught:
+            decode(path, at_least=(1, 1))
+        assert reason == str(caught.value)
     assert calls == [(i, 7) for i in range(1, 8)]
 
 
 def test_no_readable_photo_at_all_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"text")
     photos = Photos((tmp_path / "a.jpg", tmp_path / "b.jpg"), np.array([0, 1]), ("a", "b"))
-    with pytest.raises(DataError, match=r"none of 2 photos can be read\. .*a\.jpg is not an image"):
+    with pytest.raises(DataError, match=r"none of 2 photos can be read\. The first: .*a\.jpg "):
         check_photos(photos)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from index.errors import DataError, InvalidArgumentError
 from training.render import BodyType, CarModel, render_car, render_dataset
+from training.render.paint import Camera
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -141,7 +142,7 @@ def test_each_choice_of_a_parameter_shows(name: str, values: tuple[object, ...])
     looks = []
     for value in values:
         car = replace(base, **{name: value})  # type: ignore[arg-type]
-        looks.append(np.concatenate([photo(car, number) for number in range(8)]).tobytes())
+        looks.append(np.concatenate([photo(car, number, 64) for number in range(6)]).tobytes())
     assert len(set(looks)) == len(values)
 
 
@@ -149,8 +150,11 @@ def test_mean_colour_does_not_tell_classes_apart() -> None:
     """Chance is 5/47 for 8 classes of 6 photos; geometry must carry the rest."""
     cars = [model(number) for number in range(8)]
     colours = np.array(
-        [photo(car, 10 * k + i, 48).mean(axis=(0, 1)) for k, car in enumerate(cars)
-         for i in range(6)]
+        [
+            photo(car, 10 * k + i, 48).mean(axis=(0, 1))
+            for k, car in enumerate(cars)
+            for i in range(6)
+        ]
     )
     labels = np.repeat(np.arange(8), 6)
     distance = np.linalg.norm(colours[:, None] - colours[None], axis=2)
@@ -158,16 +162,38 @@ def test_mean_colour_does_not_tell_classes_apart() -> None:
     assert (labels[distance.argmin(axis=1)] == labels).mean() < 0.3
 
 
-def test_cars_face_both_ways_and_paint_varies_within_a_class() -> None:
+def test_paint_varies_within_a_class() -> None:
     car = model(2, BodyType.PICKUP)
     middles = np.array([photo(car, i, 48)[20:34, 14:34].mean(axis=(0, 1)) for i in range(12)])
     assert middles.std(axis=0).max() > 25
 
 
+def test_cars_face_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A black pick-up from the side on white: its cab is the taller end."""
+    view = Camera(np.array([0.0, 10.0, 1.0]), np.array([0.0, 0.0, 0.65]))
+    monkeypatch.setattr("training.render.scene.random_view", lambda rng: view)
+    monkeypatch.setattr("training.render.scene.random_paint", lambda rng: np.full(3, 0.05))
+    monkeypatch.setattr("training.render.photo.occlude", lambda *scene: None)
+    monkeypatch.setattr(
+        "training.render.scene.backdrop",
+        lambda rng, camera, light, footprint, height, size: Image.new("RGB", size, "white"),
+    )
+    car = model(2, BodyType.PICKUP)
+    cabs = []
+    for number in range(8):
+        columns = (photo(car, number).max(axis=2) < 140).sum(axis=0)
+        left, right = np.flatnonzero(columns)[[0, -1]]
+        cabs.append(int(columns.argmax() > (left + right) / 2))
+    assert 0 < sum(cabs) < len(cabs)
+
+
 def test_progress_counts_up_to_all_photos(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     render_dataset(
-        tmp_path / "set", classes=2, per_class=2, size=32,
+        tmp_path / "set",
+        classes=2,
+        per_class=2,
+        size=32,
         progress=lambda done, total: seen.append((done, total)),
     )
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]

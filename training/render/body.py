@@ -20,8 +20,25 @@ from training.render.model import BodyType, CarModel
 from training.render.shapes import Array, dense, polyline
 
 __all__ = [
-    "BACKLIGHT", "BONNET", "DECK", "FRONT", "LEFT", "NOSE", "REAR", "ROOF", "SCREEN", "TAIL", "TOP",
-    "UNDERTAIL", "VALANCE", "Face", "Material", "Patch", "Place", "Surface", "segment_rows",
+    "BACKLIGHT",
+    "BONNET",
+    "DECK",
+    "FRONT",
+    "LEFT",
+    "NOSE",
+    "REAR",
+    "ROOF",
+    "SCREEN",
+    "TAIL",
+    "TOP",
+    "UNDERTAIL",
+    "VALANCE",
+    "Face",
+    "Material",
+    "Patch",
+    "Place",
+    "Surface",
+    "segment_rows",
     "shell",
 ]
 
@@ -203,8 +220,12 @@ class Surface:
         rows = np.concatenate([segment_rows(UNDERTAIL), segment_rows(VALANCE)])
         ends = self.edge[rows]
         turn = len(rows) // 2
-        sill = np.array([[ends[turn - 1, 0] + 0.3, self.model.clearance],
-                         [ends[turn, 0] - 0.3, self.model.clearance]])
+        sill = np.array(
+            [
+                [ends[turn - 1, 0] + 0.3, self.model.clearance],
+                [ends[turn, 0] - 0.3, self.model.clearance],
+            ]
+        )
         line = np.concatenate([ends[:turn], sill, ends[turn:]])
         height: Array = np.interp(x, line[:, 0], line[:, 1])
         return height

@@ -1,7 +1,7 @@
 """What makes one drawn model of car differ from another: its parameters and how they are sampled.
 
-Numbers and choices only. Surfaces are built from them in ``body`` and ``details``; nothing here
-knows about cameras, colours or pictures.
+Numbers and choices only. Surfaces are built from them in ``body``, ``ends``, ``flank`` and
+``wheels``; nothing here knows about cameras, colours or pictures.
 """
 
 from __future__ import annotations

@@ -35,7 +35,11 @@ def occlude(
 
 
 def _post(
-    rng: np.random.Generator, draw: ImageDraw.ImageDraw, light: Light, x: float, foot: float,
+    rng: np.random.Generator,
+    draw: ImageDraw.ImageDraw,
+    light: Light,
+    x: float,
+    foot: float,
     metre: float,
 ) -> None:
     """A bollard, a lamp post or the trunk of a tree."""
@@ -44,29 +48,59 @@ def _post(
     for k in range(6):
         shade = 0.65 + 0.5 * np.sin(np.pi * (k + 1.2) / 6)
         left = x - half + 2 * half * k / 6
-        draw.rectangle((left, foot - tall, left + half / 3 + 1, foot),
-                       fill=rgb(shade * lit(light, colour)))
+        draw.rectangle(
+            (left, foot - tall, left + half / 3 + 1, foot), fill=rgb(shade * lit(light, colour))
+        )
 
 
 def _cone(
-    rng: np.random.Generator, draw: ImageDraw.ImageDraw, light: Light, x: float, foot: float,
+    rng: np.random.Generator,
+    draw: ImageDraw.ImageDraw,
+    light: Light,
+    x: float,
+    foot: float,
     metre: float,
 ) -> None:
     """A traffic cone."""
     tall = rng.uniform(0.5, 0.75) * metre
     orange, white = np.array([0.92, 0.36, 0.08]), np.array([0.92, 0.92, 0.9])
     base = 0.32 * tall
-    draw.polygon((x - base, foot, x - 0.85 * base, foot - 0.07 * tall, x + 0.85 * base,
-                  foot - 0.07 * tall, x + base, foot), fill=rgb(lit(light, 0.75 * orange)))
+    draw.polygon(
+        (
+            x - base,
+            foot,
+            x - 0.85 * base,
+            foot - 0.07 * tall,
+            x + 0.85 * base,
+            foot - 0.07 * tall,
+            x + base,
+            foot,
+        ),
+        fill=rgb(lit(light, 0.75 * orange)),
+    )
     for low, high, colour in ((0.06, 1, orange), (0.35, 0.52, white), (0.65, 0.78, white)):
         wide, narrow = (0.25 * tall * (1.06 - share) for share in (low, high))
-        draw.polygon((x - wide, foot - low * tall, x - narrow, foot - high * tall,
-                      x + narrow, foot - high * tall, x + wide, foot - low * tall),
-                     fill=rgb(lit(light, colour)))
+        draw.polygon(
+            (
+                x - wide,
+                foot - low * tall,
+                x - narrow,
+                foot - high * tall,
+                x + narrow,
+                foot - high * tall,
+                x + wide,
+                foot - low * tall,
+            ),
+            fill=rgb(lit(light, colour)),
+        )
 
 
 def _bush(
-    rng: np.random.Generator, draw: ImageDraw.ImageDraw, light: Light, x: float, foot: float,
+    rng: np.random.Generator,
+    draw: ImageDraw.ImageDraw,
+    light: Light,
+    x: float,
+    foot: float,
     metre: float,
 ) -> None:
     """A round shrub."""
@@ -82,15 +116,23 @@ def _bush(
 
 
 def _rail(
-    rng: np.random.Generator, draw: ImageDraw.ImageDraw, light: Light, x: float, foot: float,
+    rng: np.random.Generator,
+    draw: ImageDraw.ImageDraw,
+    light: Light,
+    x: float,
+    foot: float,
     metre: float,
 ) -> None:
     """A low barrier that hides the lower edge of one end of the car."""
     colour = np.array([0.62, 0.63, 0.64]) * rng.uniform(0.6, 1.2)
     span = rng.uniform(0.8, 1.6) * metre
     for u in (x - 0.8 * span, x + 0.8 * span):
-        draw.rectangle((u - 0.04 * metre, foot - 0.6 * metre, u + 0.04 * metre, foot),
-                       fill=rgb(lit(light, 0.6 * colour)))
+        draw.rectangle(
+            (u - 0.04 * metre, foot - 0.6 * metre, u + 0.04 * metre, foot),
+            fill=rgb(lit(light, 0.6 * colour)),
+        )
     for v, shade in ((0.6, 1.15), (0.56, 1.0), (0.5, 0.8), (0.46, 0.95)):
-        draw.rectangle((x - span, foot - v * metre, x + span, foot - (v - 0.06) * metre),
-                       fill=rgb(shade * lit(light, colour)))
+        draw.rectangle(
+            (x - span, foot - v * metre, x + span, foot - (v - 0.06) * metre),
+            fill=rgb(shade * lit(light, colour)),
+        )

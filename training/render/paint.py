@@ -69,9 +69,11 @@ class Light:
         mirrored = views + 2 * facing * normals
         gloss = gloss[:, None]
         fresnel = gloss + (1 - gloss) * (1 - facing) ** 5 * (gloss > 0.015)
-        glint = np.clip(mirrored @ self.sun, 0, 1)[:, None] ** 60 * self.sun_colour
+        glint = np.clip(mirrored @ self.sun, 0, 1)[:, None] ** 24 * self.sun_colour
         body = albedo * (ambient + direct)
-        colours: Array = body * (1 - fresnel) + fresnel * self.mirror(mirrored) + 4 * gloss * glint
+        colours: Array = (
+            body * (1 - fresnel) + fresnel * self.mirror(mirrored) + 1.5 * gloss * glint
+        )
         return colours
 
     def mirror(self, directions: Array) -> Array:

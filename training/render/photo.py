@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from index.errors import InvalidArgumentError
-from training.render import details, scene
+from training.render import scene
 from training.render.body import Patch, Surface, shell
+from training.render.ends import front, rear
+from training.render.flank import left, mirror, roof
 from training.render.model import CarModel
 from training.render.obstacles import occlude
 from training.render.paint import Painter
@@ -31,9 +33,7 @@ def check_size(size: int) -> None:
         )
 
 
-def render_car(
-    model: CarModel, rng: np.random.Generator, *, size: int = 192
-) -> NDArray[np.uint8]:
+def render_car(model: CarModel, rng: np.random.Generator, *, size: int = 192) -> NDArray[np.uint8]:
     """Take one photo of a model: paint, view, light, surroundings and noise by chance.
 
     Args:
@@ -94,10 +94,12 @@ def _develop(rng: np.random.Generator, image: Image.Image) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class _Car:
-    """The pieces of a model in painting order."""
+    """The pieces of a model in painting order; the wheels come before the near mirror."""
 
     surface: Surface
+    #: Points [n, 3] that lie around the whole car.
     hull: Array
+    #: Outline [n, 2] on the ground.
     footprint: Array
     behind: tuple[Patch, ...]
     quads: Array
@@ -110,14 +112,22 @@ class _Car:
 def _car(model: CarModel) -> _Car:
     surface = Surface(model)
     quads, materials = shell(surface)
-    behind = treads(surface) + details.mirror(surface, -1)
-    ahead = (details.roof(surface) + details.front(surface) + details.rear(surface)
-             + details.left(surface))
+    behind = treads(surface) + mirror(surface, -1)
+    ahead = roof(surface) + front(surface) + rear(surface) + left(surface)
     hull = np.concatenate([quads.reshape(-1, 3), *(patch.points for patch in behind)])
     x, y = np.ptp(hull[:, 0]) / 2, model.width / 2
+    # On the ground a car is a rectangle with round corners (a superellipse).
     turn = np.linspace(0, 2 * np.pi, 28, endpoint=False)
     squared = np.stack([np.cos(turn), np.sin(turn)], axis=1)
     squared = np.sign(squared) * np.abs(squared) ** 0.4
     middle = (surface.front_x + surface.rear_x) / 2
-    return _Car(surface, hull, squared * [x, y] + [middle, 0.0], tuple(behind), quads, materials,
-                tuple(ahead), tuple(details.mirror(surface, 1)))
+    return _Car(
+        surface,
+        hull,
+        squared * [x, y] + [middle, 0.0],
+        tuple(behind),
+        quads,
+        materials,
+        tuple(ahead),
+        tuple(mirror(surface, 1)),
+    )

@@ -56,14 +56,18 @@ def random_paint(rng: np.random.Generator) -> Array:
 def random_view(rng: np.random.Generator) -> Camera:
     """A camera to the car's left: from the side, or three-quarter from the front or the rear."""
     yaw = float(
-        rng.choice([rng.uniform(30, 62), rng.uniform(68, 108), rng.uniform(118, 148)],
-                   p=[0.45, 0.3, 0.25])
+        rng.choice(
+            [rng.uniform(30, 62), rng.uniform(68, 108), rng.uniform(118, 148)], p=[0.45, 0.3, 0.25]
+        )
     )
     turn, rise = np.radians(yaw), np.radians(rng.uniform(2.5, 11))
     direction = np.array([np.cos(turn) * np.cos(rise), np.sin(turn) * np.cos(rise), np.sin(rise)])
     target = np.array([0.0, 0.0, 0.65])
-    return Camera(target + rng.uniform(6.8, 12) * direction, target,
-                  roll=float(np.radians(rng.normal(0, 1.2))))
+    return Camera(
+        target + rng.uniform(6.8, 12) * direction,
+        target,
+        roll=float(np.radians(rng.normal(0, 1.2))),
+    )
 
 
 def random_light(rng: np.random.Generator, camera: Camera) -> Light:
@@ -74,15 +78,25 @@ def random_light(rng: np.random.Generator, camera: Camera) -> Light:
     turn = np.arctan2(towards[1], towards[0]) + rng.uniform(-1.5, 1.5)
     rise = np.radians(rng.uniform(28, 68))
     direction = np.array([np.cos(turn) * np.cos(rise), np.sin(turn) * np.cos(rise), np.sin(rise)])
-    return Light(sun=direction, sun_colour=sun, sky=sky, horizon=horizon, ground=ground,
-                 band=float(rng.uniform(0.2, 0.5)))
+    return Light(
+        sun=direction,
+        sun_colour=sun,
+        sky=sky,
+        horizon=horizon,
+        ground=ground,
+        band=float(rng.uniform(0.2, 0.5)),
+    )
 
 
 # Backdrop ---------------------------------------------------------------------------------------
 
 
 def backdrop(
-    rng: np.random.Generator, camera: Camera, light: Light, footprint: Array, height: float,
+    rng: np.random.Generator,
+    camera: Camera,
+    light: Light,
+    footprint: Array,
+    height: float,
     size: tuple[int, int],
 ) -> Image.Image:
     """Sky, surroundings, ground and the car's shadow, a little out of focus.
@@ -114,8 +128,8 @@ def _sky_and_ground(
     rows = np.arange(height)[:, None]
     up = np.clip((horizon - rows) / (0.8 * height), 0, 1) ** 0.7
     down = np.clip((rows - horizon) / (0.9 * height), 0, 1)
-    lit = 0.78 + 0.45 * float(light.sun_colour.mean())
-    ground = light.ground * (lit * (1.12 - 0.3 * down))
+    bright = 0.78 + 0.45 * float(light.sun_colour.mean())
+    ground = light.ground * (bright * (1.12 - 0.3 * down))
     ground = ground + np.exp(-down * 7) * 0.35 * (light.horizon - ground)
     column = np.where(rows < horizon, light.horizon + up * (light.sky - light.horizon), ground)
     pixels = np.repeat(column[:, None, :], width, axis=1)
@@ -139,7 +153,10 @@ def lit(light: Light, colour: Array) -> Array:
 
 
 def _city(
-    rng: np.random.Generator, draw: ImageDraw.ImageDraw, light: Light, horizon: float,
+    rng: np.random.Generator,
+    draw: ImageDraw.ImageDraw,
+    light: Light,
+    horizon: float,
     size: tuple[int, int],
 ) -> None:
     """A row of houses with windows."""
@@ -158,7 +175,10 @@ def _city(
 
 
 def _wall(
-    rng: np.random.Generator, draw: ImageDraw.ImageDraw, light: Light, horizon: float,
+    rng: np.random.Generator,
+    draw: ImageDraw.ImageDraw,
+    light: Light,
+    horizon: float,
     size: tuple[int, int],
 ) -> None:
     """One wall: bricks, or panels like a garage door's."""
@@ -178,7 +198,10 @@ def _wall(
 
 
 def _park(
-    rng: np.random.Generator, draw: ImageDraw.ImageDraw, light: Light, horizon: float,
+    rng: np.random.Generator,
+    draw: ImageDraw.ImageDraw,
+    light: Light,
+    horizon: float,
     size: tuple[int, int],
 ) -> None:
     """Hills and trees."""
@@ -195,8 +218,10 @@ def _park(
     for x in rng.uniform(0, 1, int(rng.integers(4, 11))) * width:
         tall = rng.uniform(0.16, 0.5) * height
         trunk = 0.05 * tall
-        draw.rectangle((x - trunk, lawn - 0.5 * tall, x + trunk, lawn),
-                       fill=rgb(lit(light, np.array([0.28, 0.2, 0.14]))))
+        draw.rectangle(
+            (x - trunk, lawn - 0.5 * tall, x + trunk, lawn),
+            fill=rgb(lit(light, np.array([0.28, 0.2, 0.14]))),
+        )
         for _ in range(7):
             cx, cy = x + rng.normal(0, 0.16) * tall, lawn - tall * rng.uniform(0.5, 0.95)
             r = rng.uniform(0.12, 0.24) * tall
@@ -205,26 +230,37 @@ def _park(
 
 
 def _parked(
-    rng: np.random.Generator, draw: ImageDraw.ImageDraw, light: Light, horizon: float,
+    rng: np.random.Generator,
+    draw: ImageDraw.ImageDraw,
+    light: Light,
+    horizon: float,
     size: tuple[int, int],
 ) -> None:
     """A car park: distant cars, a hedge, lamp posts."""
     width, height = size
     foot = horizon + 0.05 * height
     hedge = np.array([0.2, 0.32, 0.16]) * rng.uniform(0.7, 1.2)
-    draw.rectangle((-1, horizon - rng.uniform(0.03, 0.12) * height, width, horizon + 2),
-                   fill=rgb(lit(light, hedge)))
+    draw.rectangle(
+        (-1, horizon - rng.uniform(0.03, 0.12) * height, width, horizon + 2),
+        fill=rgb(lit(light, hedge)),
+    )
     for x in rng.uniform(0, 1, 3) * width:
-        draw.line((x, foot, x, foot - 0.6 * height), fill=rgb(lit(light, np.full(3, 0.4))),
-                  width=max(1, width // 90))
+        draw.line(
+            (x, foot, x, foot - 0.6 * height),
+            fill=rgb(lit(light, np.full(3, 0.4))),
+            width=max(1, width // 90),
+        )
     x = rng.uniform(-0.1, 0.05) * width
     while x < width:
         w = rng.uniform(0.13, 0.2) * width
         h = 0.36 * w
         paint = rgb(lit(light, random_paint(rng)))
         draw.rounded_rectangle((x, foot - 0.6 * h, x + w, foot - 0.12 * h), 0.2 * h, fill=paint)
-        draw.rounded_rectangle((x + 0.2 * w, foot - h, x + 0.8 * w, foot - 0.5 * h), 0.2 * h,
-                               fill=rgb(lit(light, np.full(3, 0.15))))
+        draw.rounded_rectangle(
+            (x + 0.2 * w, foot - h, x + 0.8 * w, foot - 0.5 * h),
+            0.2 * h,
+            fill=rgb(lit(light, np.full(3, 0.15))),
+        )
         for u in (0.2, 0.8):
             cx, r = x + u * w, 0.17 * h
             draw.ellipse((cx - r, foot - 2 * r, cx + r, foot), fill=(25, 25, 27))
@@ -232,7 +268,10 @@ def _parked(
 
 
 def _studio(
-    rng: np.random.Generator, draw: ImageDraw.ImageDraw, light: Light, horizon: float,
+    rng: np.random.Generator,
+    draw: ImageDraw.ImageDraw,
+    light: Light,
+    horizon: float,
     size: tuple[int, int],
 ) -> None:
     """A plain backdrop that runs into the floor."""
