@@ -17,7 +17,7 @@ COPY service ./service
 FROM base AS train
 COPY training ./training
 RUN pip install -c constraints.txt '.[train]'
-USER dscl
+USER 1000
 WORKDIR /data
 ENTRYPOINT ["dscl"]
 CMD ["train", "--help"]
@@ -25,7 +25,7 @@ CMD ["train", "--help"]
 # The last stage is what `docker build` makes without --target.
 FROM base AS serve
 RUN pip install -c constraints.txt .
-USER dscl
+USER 1000
 WORKDIR /data
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \

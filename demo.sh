@@ -14,7 +14,7 @@ for argument in "$@"; do
 done
 
 step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
-run() { printf '\033[2m$ %s\033[0m\n' "$*"; "$@"; }
+run() { printf '\033[2m$ %s\033[0m\n' "$*" >&2; "$@"; }
 
 # Made by an earlier demo, and nothing else lives there.
 rm -rf demo
@@ -24,14 +24,14 @@ step "1/6  Draw 40 models of car, 30 photos each: 20 to learn from, 20 never see
 run dscl data render --out demo/cars --classes 40 --per-class 30 --seed 0
 
 step "2/6  How well does an untrained network find the same model among the 20 unseen ones?"
-run dscl export --backbone resnet18 --weights none --size 96 --whiten-on demo/cars/train --out demo/untrained
+run dscl export --backbone small_cnn --weights none --whiten-on demo/cars/train --out demo/untrained
 run dscl index build --model demo/untrained --images demo/cars/test --gallery demo/gallery-untrained
 run dscl evaluate --gallery demo/gallery-untrained --json > demo/before.json
 
 step "3/6  Train with DSCL on the other 20"
-run dscl train --data demo/cars --backbone resnet18 --weights none --size 96 --dim 32 \
-    --batch-size 300 --images-per-class 15 --chunk-size 50 --epochs 30 --lr 3e-3 --backbone-lr 2e-3 \
-    --validation-classes 0 --out demo/run
+run dscl train --data demo/cars --backbone small_cnn --weights none --dim 32 --batch-size 300 \
+    --images-per-class 15 --chunk-size 300 --epochs 50 --lr 3e-3 --backbone-lr 3e-3 --min-area 0.8 \
+    --color 0.3 --validation-classes 0 --out demo/run
 
 step "4/6  Index the unseen cars with the trained model, and measure again"
 run dscl index build --model demo/run/model --images demo/cars/test --gallery demo/gallery

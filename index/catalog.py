@@ -50,6 +50,9 @@ CREATE TABLE removed (id INTEGER PRIMARY KEY, seq INTEGER NOT NULL) STRICT;
 CREATE INDEX removed_by_seq ON removed (seq);
 """
 
+#: SQLite's largest integer: no item has an id beyond.
+MAX_ID = 2**63 - 1
+
 #: SQLite's limit on bound values in one statement is far above this.
 IDS_PER_QUERY = 500
 
@@ -59,7 +62,7 @@ class NewItem:
     """A photo with its vector, ready to be stored.
 
     ``path`` is relative to ``root``; ``size`` and ``mtime_ns`` are the file's when it was read;
-    ``vector`` is float32 [d] of unit length.
+    ``vector`` is float32 [d] of unit length (other floats are stored as float32).
     """
 
     root: Path
@@ -116,16 +119,18 @@ class Catalog:
             self._connection.execute("PRAGMA synchronous = FULL")
             self._connection.execute("PRAGMA foreign_keys = ON")
             version = self.meta("format_version")
+            if version != str(FORMAT_VERSION):
+                raise GalleryError(
+                    f"{folder} has gallery format {version}; this release reads {FORMAT_VERSION}. "
+                    "Use the release that made it."
+                )
+            self.dim = int(self.meta("dim"))
         except sqlite3.DatabaseError as error:
             self._connection.close()
-            raise GalleryError(f"{self.path} cannot be read as a catalog: {error}.") from error
-        if version != str(FORMAT_VERSION):
+            raise self._unreadable(error) from error
+        except GalleryError:
             self._connection.close()
-            raise GalleryError(
-                f"{folder} has gallery format {version}; this release reads {FORMAT_VERSION}. "
-                "Use the release that made it."
-            )
-        self.dim = int(self.meta("dim"))
+            raise
 
     @classmethod
     def create(cls, folder: Path, *, model_sha256: str, dim: int) -> None:
@@ -167,10 +172,13 @@ class Catalog:
     # Writing
 
     def insert(self, items: Sequence[NewItem]) -> list[int]:
-        """Store items in one transaction; a photo already there by path is replaced.
+        """Store items in one transaction; a photo already there by its absolute path is replaced.
 
         Returns:
             The new ids, in the order of ``items``.
+
+        Raises:
+            GalleryError: the database cannot be written to (disk full, …); then none is stored.
         """
         with self._change() as (execute, seq):
             roots: dict[Path, int] = {}
@@ -178,15 +186,14 @@ class Catalog:
             for item in items:
                 if item.root not in roots:
                     roots[item.root] = self._root_id(item.root)
-                root = roots[item.root]
-                old = execute(
-                    "DELETE FROM items WHERE root = ? AND path = ? RETURNING id", (root, item.path)
-                ).fetchall()
-                for (old_id,) in old:
+                old_id = self._id_at(item.root / item.path)
+                if old_id is not None:
+                    execute("DELETE FROM items WHERE id = ?", (old_id,))
                     execute("INSERT INTO removed VALUES (?, ?)", (old_id, seq))
                 values = (
-                    seq, root, item.path, item.sha256, item.size, item.mtime_ns, item.label,
-                    json.dumps(item.attributes, ensure_ascii=False), item.vector.tobytes(),
+                    seq, roots[item.root], item.path, item.sha256, item.size, item.mtime_ns,
+                    item.label, json.dumps(item.attributes, ensure_ascii=False),
+                    np.asarray(item.vector, np.float32).tobytes(),
                 )  # fmt: skip
                 row = execute(
                     "INSERT INTO items (seq, root, path, sha256, size, mtime_ns, label,"
@@ -200,12 +207,14 @@ class Catalog:
         """Remove items in one transaction.
 
         Raises:
-            ItemNotFoundError: an id is not there; then none is removed.
+            ItemNotFoundError: names the ids that are not there; then none is removed.
+            GalleryError: the database cannot be written to; then none is removed.
         """
         with self._change() as (execute, seq):
-            for item_id in dict.fromkeys(ids):
-                if execute("DELETE FROM items WHERE id = ?", (item_id,)).rowcount == 0:
-                    raise _not_found([item_id])
+            wanted = list(dict.fromkeys(int(item_id) for item_id in ids))
+            self.get(wanted)
+            for item_id in wanted:
+                execute("DELETE FROM items WHERE id = ?", (item_id,))
                 execute("INSERT INTO removed VALUES (?, ?)", (item_id, seq))
 
     @contextmanager
@@ -213,15 +222,20 @@ class Catalog:
         """One transaction with the next sequence number; undone wholly on an error."""
         with self._lock:
             execute = self._connection.execute
-            execute("BEGIN IMMEDIATE")
             try:
+                execute("BEGIN IMMEDIATE")
                 seq = int(self.meta("seq")) + 1
                 execute("UPDATE meta SET value = ? WHERE key = 'seq'", (str(seq),))
                 yield execute, seq
-            except BaseException:
-                execute("ROLLBACK")
+                execute("COMMIT")
+            except BaseException as error:
+                self._connection.rollback()
+                if isinstance(error, sqlite3.OperationalError):
+                    raise GalleryError(
+                        f"{self.path} cannot be changed: {error}. Nothing was; mend that and run "
+                        "it again."
+                    ) from error
                 raise
-            execute("COMMIT")
 
     def _root_id(self, root: Path) -> int:
         execute = self._connection.execute
@@ -238,7 +252,11 @@ class Catalog:
         return int(row[0])
 
     def changes(self, since: int) -> Changes:
-        """What changed after sequence number ``since``; 0 gives the whole catalog."""
+        """What changed after sequence number ``since``; 0 gives the whole catalog.
+
+        Raises:
+            GalleryError: the database is damaged.
+        """
         with self._lock:
             execute = self._connection.execute
             execute("BEGIN")  # one consistent view for the three reads
@@ -248,8 +266,10 @@ class Catalog:
                     "SELECT id, vector FROM items WHERE seq > ? ORDER BY id", (since,)
                 ).fetchall()
                 removed = execute("SELECT id FROM removed WHERE seq > ?", (since,)).fetchall()
+            except sqlite3.DatabaseError as error:
+                raise self._unreadable(error) from error
             finally:
-                execute("COMMIT")
+                self._connection.rollback()
         vectors = np.frombuffer(b"".join(row[1] for row in rows), np.float32)
         return Changes(
             seq=seq,
@@ -266,7 +286,7 @@ class Catalog:
         """
         found: dict[int, Item] = {}
         for start in range(0, len(ids), IDS_PER_QUERY):
-            part = [int(item_id) for item_id in ids[start : start + IDS_PER_QUERY]]
+            part = [int(i) for i in ids[start : start + IDS_PER_QUERY] if 0 < i <= MAX_ID]
             marks = ",".join("?" * len(part))
             for item in self._items(f"WHERE items.id IN ({marks})", part):
                 found[item.id] = item
@@ -302,12 +322,20 @@ class Catalog:
 
     def ids_by_path(self, paths: Sequence[Path]) -> dict[Path, int]:
         """Absolute path → id, for those of ``paths`` that are stored."""
-        wanted = {str(path): path for path in paths}
-        rows = self._rows(
-            "SELECT items.id, roots.path, items.path FROM items JOIN roots ON roots.id = items.root"
-        )
-        stored = ((str(Path(root, path)), item_id) for item_id, root, path in rows)
-        return {wanted[path]: item_id for path, item_id in stored if path in wanted}
+        found = ((path, self._id_at(path)) for path in paths)
+        return {path: item_id for path, item_id in found if item_id is not None}
+
+    def _id_at(self, file: Path) -> int | None:
+        """The item of this photo, whichever of the folders above it was its root."""
+        for folder in file.parents:
+            row = self._row(
+                "SELECT items.id FROM items JOIN roots ON roots.id = items.root"
+                " WHERE roots.path = ? AND items.path = ?",
+                (str(folder), file.relative_to(folder).as_posix()),
+            )
+            if row is not None:
+                return int(row[0])
+        return None
 
     def _items(self, clause: str, values: Sequence[object]) -> list[Item]:
         rows = self._rows(
@@ -325,6 +353,9 @@ class Catalog:
             )
             for item_id, label, attributes, root, path, sha256 in rows
         ]
+
+    def _unreadable(self, error: sqlite3.DatabaseError) -> GalleryError:
+        return GalleryError(f"{self.path} cannot be read as a catalog: {error}.")
 
     def _row(self, query: str, values: Sequence[object] = ()) -> tuple[Any, ...] | None:
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 workers_option = click.option(
     "--workers", type=click.IntRange(min=1), help="Threads that decode and embed.  [default: cores]"
 )
+
+#: What ``dscl index remove`` takes for an id; anything else is a path.
+ID = re.compile(r"[0-9]{1,19}")
 
 #: Unreadable photos named in full; the rest are counted. ``--json`` lists all.
 SHOWN = 10
@@ -80,7 +84,7 @@ def add(
 def remove(gallery_path: Path, items: tuple[str, ...]) -> None:
     """Remove items by id or by the path of their photo. The photo files stay."""
     with Gallery.open(gallery_path, writable=True) as gallery:
-        paths = {item: Path(item).resolve() for item in items if not item.isdigit()}
+        paths = {item: Path(item).resolve() for item in items if not ID.fullmatch(item)}
         known = gallery.ids_by_path(list(paths.values()))
         unknown = [item for item, path in paths.items() if path not in known]
         if unknown:

@@ -64,9 +64,13 @@ def replace_folder(path: Path) -> Iterator[Path]:
         sync_folder(fresh)
         if path.exists():
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old-"))
-            path.replace(old / path.name)
-            fresh.replace(path)
-            shutil.rmtree(old)
+            try:
+                path.replace(old / path.name)
+                fresh.replace(path)
+            finally:
+                if not path.exists():
+                    (old / path.name).replace(path)
+                shutil.rmtree(old)
         else:
             fresh.replace(path)
     except BaseException:

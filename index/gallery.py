@@ -323,7 +323,8 @@ def check_k(k: int) -> None:
 
 def _lock(path: Path) -> IO[str]:
     """Become the gallery's only writer; the operating system frees the lock if we die."""
-    file = (path / LOCK_FILE).open("a+", encoding="utf-8")
+    # An argument may be a file name that is not UTF-8.
+    file = (path / LOCK_FILE).open("a+", encoding="utf-8", errors="backslashreplace")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

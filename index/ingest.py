@@ -102,7 +102,19 @@ def _stamp(photo: Photo) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
+def _is_utf8(path: str) -> bool:
+    """Whether a path can be stored: names from other systems may hold any bytes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _embed(model: Model, photo: Photo) -> NewItem | Skipped:
+    if not _is_utf8(photo.path):
+        shown = str(photo.file).encode(errors="backslashreplace").decode()
+        return Skipped(shown, "path_not_utf8", "its name is not UTF-8: rename it.")
     try:
         # The stamp comes first: a file that changes while it is read differs from it next time.
         status = photo.file.stat()

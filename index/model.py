@@ -19,7 +19,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from index.errors import InvalidArgumentError, ModelError
-from index.files import replace_folder, sha256_bytes
+from index.files import replace_folder, sha256_bytes, sha256_file
 from index.images import ResizeMode, decode, resize
 
 __all__ = ["CARD_FILE", "FORMAT_VERSION", "GRAPH_FILE", "Model", "ModelCard"]
@@ -193,7 +193,20 @@ class Model:
         return np.concatenate(parts)
 
     def copy_to(self, path: Path) -> None:
-        """Copy graph and card, all that inference needs, to a folder that does not exist yet."""
+        """Copy graph and card, all that inference needs, to a folder that does not exist yet.
+
+        Raises:
+            ModelError: the model folder has been changed or removed since it was loaded.
+        """
         with replace_folder(path) as fresh:
-            for name in (GRAPH_FILE, CARD_FILE):
-                shutil.copyfile(self.path / name, fresh / name)
+            try:
+                for name in (GRAPH_FILE, CARD_FILE):
+                    shutil.copyfile(self.path / name, fresh / name)
+            except OSError as error:
+                raise ModelError(
+                    f"{self.path} cannot be copied: {error.strerror}. Export the model again."
+                ) from error
+            if sha256_file(fresh / GRAPH_FILE) != self.sha256:
+                raise ModelError(
+                    f"{self.path / GRAPH_FILE} has changed since it was loaded: run it again."
+                )

@@ -6,6 +6,7 @@ Nothing is decoded here; see ``index.ingest`` for turning photos into items.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -95,7 +96,7 @@ def _from_csv(file: Path) -> list[Photo]:
         with file.open(newline="", encoding="utf-8-sig") as handle:
             reader = csv.DictReader(handle)
             columns = list(reader.fieldnames or [])
-            rows = list(reader)
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} cannot be read as CSV in UTF-8: {error}.") from error
     if "path" not in columns:
@@ -106,10 +107,10 @@ def _from_csv(file: Path) -> list[Photo]:
     if not rows:
         raise DataError(f"{file} lists no photo: it has a header and no rows.")
     extra = [column for column in columns if column not in ("path", "label")]
-    converters = {column: _converter([row[column] or "" for row in rows]) for column in extra}
+    converters = {column: _converter([row[column] or "" for _, row in rows]) for column in extra}
     photos = []
-    for number, row in enumerate(rows, start=2):
-        if None in row or not row["path"]:
+    for number, row in rows:
+        if None in row or not row["path"] or "\0" in row["path"]:
             raise DataError(f"{file}, line {number}: expected {len(columns)} values with a path.")
         target = (root / row["path"]).resolve()
         if not target.is_relative_to(root):
@@ -131,7 +132,7 @@ def _from_csv(file: Path) -> list[Photo]:
 
 def _converter(values: list[str]) -> Callable[[str], AttributeValue]:
     """The narrowest of int, float and str that takes every value; an empty cell is None."""
-    for kind in (int, float):
+    for kind in (int, _finite):
         try:
             for value in values:
                 if value:
@@ -140,3 +141,10 @@ def _converter(values: list[str]) -> Callable[[str], AttributeValue]:
             continue
         return lambda value, kind=kind: kind(value) if value else None  # type: ignore[misc]
     return lambda value: value or None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):  # JSON has no word for it
+        raise ValueError(text)
+    return value

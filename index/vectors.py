@@ -110,16 +110,16 @@ class VectorIndex:
         else:
             coarse = np.empty((len(queries), 0), np.float32)
             rows = np.empty((len(queries), 0), np.int64)
-        results = []
-        for query, row, score in zip(queries, rows, coarse, strict=True):
+        ids = np.empty((len(queries), k), np.int64)
+        scores = np.empty((len(queries), k), np.float32)
+        for i, (query, row, score) in enumerate(zip(queries, rows, coarse, strict=True)):
             crowded = 0 < k <= fetch < left and score[k - 1] - score[-1] <= ROUNDING
             if crowded:  # more near-ties at the k-th place than were fetched: look at all of them
                 everything = self._vectors @ query
                 everything[self._gone] = -np.inf
                 row = np.flatnonzero(everything >= score[k - 1] - ROUNDING)
-            results.append(self._rank(query, row, k))
-        ids, scores = zip(*results, strict=True)
-        return np.stack(ids), np.stack(scores)
+            ids[i], scores[i] = self._rank(query, row, k)
+        return ids, scores
 
     def _rank(self, query: Vectors, rows: Ids, k: int) -> tuple[Ids, Vectors]:
         """The k best of these base rows and the delta, with scores summed the same way for all."""

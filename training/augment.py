@@ -7,9 +7,12 @@ what was drawn before. Which photos make a batch is decided in ``training.sample
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import tee
+from multiprocessing import resource_tracker
 from typing import NamedTuple
 
 import numpy as np
@@ -253,7 +256,8 @@ def _load(
         multiprocessing_context="spawn" if workers else None,
         generator=torch.Generator(),  # else each pass would advance the generator of the training
     )
-    arriving = iter(chunks)
+    with _signals_to_this_process_alone():
+        arriving = iter(chunks)  # starts the workers
     for keys in asked:
         shape = (len(keys), 3, loader.height, loader.width)
         images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
@@ -263,6 +267,21 @@ def _load(
                 raise ImageError(*chunk)
             part.copy_(chunk)
         yield images
+
+
+@contextmanager
+def _signals_to_this_process_alone() -> Iterator[None]:
+    """Processes started within never notice SIGINT and SIGTERM.
+
+    Ctrl-C, and many a job scheduler, signals all processes at once. Workers that died of it would
+    leave the training waiting for photos, and unable to save its last step before it stops them.
+    """
+    resource_tracker.ensure_running()  # the first spawn starts it, which unblocks both signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _random_box(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
 from types import UnionType
@@ -37,6 +38,12 @@ def _option(setting: dataclasses.Field[Any], hint: Any) -> click.Option:
         show_default=setting.default not in (None, ""),
         help=setting.metadata["help"],
     )
+
+
+def _echo(message: str) -> None:
+    """Print above the progress bars; at once, also where the output is a log file."""
+    tqdm.write(message)
+    sys.stdout.flush()
 
 
 @click.command(params=_options())
@@ -76,7 +83,7 @@ def train(*, out: Path | None, resume: Path | None, **values: Any) -> None:
         click.echo(f"  {name:<20}{value}")
     click.echo(f"Run folder: {run.path} (live plots: tensorboard --logdir {run.path})")
     try:
-        run_training(run, echo=tqdm.write)
+        run_training(run, echo=_echo)
     except Stopped as stopped:
         for note in getattr(stopped, "__notes__", []):
             click.echo(note, err=True)

@@ -148,8 +148,9 @@ def check_parity(network: nn.Module, graph: Path, pixels: NDArray[np.uint8]) -> 
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     together = session.run(["embedding"], {"pixels": pixels})[0]
     alone = session.run(["embedding"], {"pixels": pixels[:1]})[0]
-    same = min((together * expected).sum(axis=1).min(), (alone * expected[:1]).sum())
-    if not same >= PARITY:  # NaN is no parity either
+    # NumPy's minimum, as Python's loses NaN; and NaN is no parity either.
+    same = np.minimum((together * expected).sum(axis=1).min(), (alone * expected[:1]).sum())
+    if not same >= PARITY:
         raise ParityError(
             f"the exported graph does not give the network's embeddings: their cosine similarity "
             f"is {same:.6f}, expected at least {PARITY}. Nothing was written. Non-finite weights "

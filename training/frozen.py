@@ -52,7 +52,8 @@ def export_frozen(
     keep_freed_memory()
     torch.manual_seed(seed)
     network = Backbone(backbone, weights=weights)
-    side = size or default_size(backbone)
+    side = default_size(backbone) if size is None else size
+    network.check_size(side)
     whitening = None
     if whiten_on is not None:
         files = tuple(photo.file for photo in list_photos(whiten_on))

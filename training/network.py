@@ -1,6 +1,7 @@
 """Backbone and head: photos → embeddings.
 
-Any torchvision classification backbone by name, its classifier removed, and a linear head. The
+Any torchvision classification backbone by name (or ``small_cnn``), its classifier removed, and a
+linear head. The
 forward pass takes uint8 photos; normalisation is part of the network, so it cannot be forgotten
 between training, export and service.
 """
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from index.errors import DsclError, InvalidArgumentError
+from training import small_cnn
 
 __all__ = ["Backbone", "EmbeddingNetwork", "WeightsError", "default_size"]
 
@@ -26,6 +28,9 @@ IMAGENET_CLASSES = 1000
 
 #: These two normalise once more inside, for weights that came from TensorFlow.
 TRANSFORM_INPUT = ("googlenet", "inception_v3")
+
+#: The one backbone that is not torchvision's.
+SMALL_CNN = "small_cnn"
 
 
 class WeightsError(DsclError):
@@ -65,20 +70,35 @@ class Backbone(nn.Module):
         if weights == "imagenet":
             self.network = _download(name)
         else:
-            self.network = models.get_model(name, weights=None, **options)
+            self.network = _build(name, options)
         if name in TRANSFORM_INPUT:
             _keep_main_branch(self.network)
         self._classifier, self.features = _cut_classifier(self.network)
         if weights not in ("imagenet", "none"):
             self.load_weights(Path(weights))
-        preset = models.get_model_weights(name).DEFAULT.transforms()
-        self.register_buffer("mean", _channels(preset.mean), persistent=False)
-        self.register_buffer("std", _channels(preset.std), persistent=False)
+        _, mean, std = _preset(name)
+        self.register_buffer("mean", _channels(mean), persistent=False)
+        self.register_buffer("std", _channels(std), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Uint8 [n, 3, h, w] RGB → float [n, features]."""
         features: Tensor = self.network((pixels.float() - self.mean) / self.std)
         return features.flatten(1)
+
+    def check_size(self, side: int) -> None:
+        """Send one photo through; leaves the network in evaluation mode.
+
+        Raises:
+            InvalidArgumentError: photos of ``side`` × ``side`` pixels do not go through.
+        """
+        try:
+            with torch.inference_mode():
+                self.eval()(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise InvalidArgumentError(
+                f"--size is {side}, and {self.name} cannot take photos of {side} × {side} pixels "
+                f"({error}). Leave --size away for its own {default_size(self.name)}."
+            ) from error
 
     def load_weights(self, path: Path) -> None:
         """Load a state dict of the torchvision network, or of a model folder of ours.
@@ -95,7 +115,10 @@ class Backbone(nn.Module):
         cut = (f"{self._classifier}.", "AuxLogits.", "aux1.", "aux2.")
         state = {key: value for key, value in state.items() if not key.startswith(cut)}
         own = self.network.state_dict()
-        missing = sorted(own.keys() - state.keys())
+        # Files from before PyTorch 0.4.1 lack BatchNorm's counters, which nothing here reads.
+        missing = sorted(
+            key for key in own.keys() - state.keys() if not key.endswith(".num_batches_tracked")
+        )
         unexpected = sorted(state.keys() - own.keys())
         shapes = sorted(
             key for key in own.keys() & state.keys() if own[key].shape != state[key].shape
@@ -171,12 +194,28 @@ def default_size(name: str) -> int:
         InvalidArgumentError: no such backbone.
     """
     _check_name(name)
-    return int(models.get_model_weights(name).DEFAULT.transforms().crop_size[0])
+    return _preset(name)[0]
+
+
+def _preset(name: str) -> tuple[int, list[float], list[float]]:
+    """Side in pixels, mean and standard deviation per channel that ``name`` is used with."""
+    if name == SMALL_CNN:
+        return small_cnn.SIDE, small_cnn.MEAN, small_cnn.STD
+    preset = models.get_model_weights(name).DEFAULT.transforms()
+    return int(preset.crop_size[0]), preset.mean, preset.std
+
+
+def _build(name: str, options: dict[str, Any]) -> nn.Module:
+    """The whole network with random weights."""
+    if name == SMALL_CNN:
+        return small_cnn.SmallCNN()
+    network: nn.Module = models.get_model(name, weights=None, **options)
+    return network
 
 
 def _check_name(name: str) -> None:
     # `module=models` leaves out the detection, segmentation and video networks.
-    known = models.list_models(module=models)
+    known = [*models.list_models(module=models), SMALL_CNN]
     if name not in known:
         raise InvalidArgumentError(
             f"--backbone is {name!r}: expected one of torchvision's classification networks: "
@@ -194,15 +233,21 @@ def _keep_main_branch(network: Any) -> None:
 
 
 def _download(name: str) -> nn.Module:
+    if name == SMALL_CNN:
+        raise WeightsError(f"{name} has no ImageNet weights: train it with --weights none.")
     weights = models.get_model_weights(name).DEFAULT
+    file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[-1])
     try:
         network: nn.Module = models.get_model(name, weights=weights)
     except OSError as error:  # URLError and the rest of the network's failures derive from it
-        file = weights.url.rsplit("/", 1)[-1]
         raise WeightsError(
             f"the ImageNet weights of {name} could not be downloaded ({error}). Offline, put "
-            f"{file} into {Path(torch.hub.get_dir()) / 'checkpoints'}, or name a state dict with "
-            "--weights PATH."
+            f"{file.name} into {file.parent}, or name a state dict with --weights PATH."
+        ) from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise WeightsError(
+            f"the ImageNet weights of {name} arrived or lie damaged ({error}). Remove {file}, if "
+            "it is there, to download them anew."
         ) from error
     return network
 

@@ -119,7 +119,7 @@ class Run:
                 f"{self.path} has no checkpoint yet: it stopped before its first step was done. "
                 "Remove the folder and start again."
             ) from None
-        except (OSError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
             raise RunError(f"{self.checkpoint_file} cannot be read: {error}.") from error
 
     def log(self, figures: dict[str, Any]) -> None:

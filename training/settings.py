@@ -92,8 +92,13 @@ class TrainSettings:
                 raise _out_of_range(name, getattr(self, name), "0 … 1")
         if not 0 < self.min_area <= 1:
             raise _out_of_range("min_area", self.min_area, "above 0, at most 1")
-        if self.resize not in get_args(ResizeMode):
-            raise _out_of_range("resize", self.resize, " or ".join(get_args(ResizeMode)))
+        for name, kind in (
+            ("resize", ResizeMode),
+            ("batch_norm", BatchNormMode),
+            ("device", Device),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                raise _out_of_range(name, getattr(self, name), " or ".join(get_args(kind)))
         # Here rather than in the loss: an hour may lie between the two.
         if self.batch_size <= self.dim + 1:
             raise InvalidArgumentError(

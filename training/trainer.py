@@ -201,12 +201,12 @@ def finish(
     """Whiten with the training photos, measure on the test classes once, and export."""
     settings = run.settings
     device = next(network.parameters()).device
-    size = settings.size or default_size(settings.backbone)
-    embeddings = embed(network, _loader(settings, dataset.train), device, "Whitening")
+    side = _side(settings)
+    embeddings = _embed(settings, network, dataset.train, device, "Whitening")
     whitening = Whitening.fit(embeddings, ridge=settings.whitening_ridge)
     measured: dict[str, Any] = {}
     if dataset.test is not None:
-        test = embed(network, _loader(settings, dataset.test), device, "Test classes")
+        test = _embed(settings, network, dataset.test, device, "Test classes")
         metrics = evaluate(_unit(whitening.apply(test)), dataset.test.labels, ks=KS)
         measured = dataclasses.asdict(metrics)
         echo(
@@ -216,8 +216,8 @@ def finish(
         InferenceNetwork.trained(network, whitening),
         run.model_folder,
         name=f"{settings.backbone}-dscl-{settings.dim}",
-        height=size,
-        width=size,
+        height=side,
+        width=side,
         resize=settings.resize,
         facts={
             "loss": "dscl",
@@ -303,22 +303,38 @@ def _split(dataset: Dataset, settings: TrainSettings) -> tuple[Photos, Photos | 
     return hold_out(dataset.train, count)
 
 
+def _side(settings: TrainSettings) -> int:
+    return settings.size or default_size(settings.backbone)
+
+
 def _loader(
     settings: TrainSettings, photos: Photos, augmentation: Augmentation | None = None
 ) -> PhotoLoader:
-    size = settings.size or default_size(settings.backbone)
+    side = _side(settings)
     return PhotoLoader(
         photos,
-        height=size,
-        width=size,
+        height=side,
+        width=side,
         mode=settings.resize,
         augmentation=augmentation,
         cache_bytes=settings.cache_mb * 2**20 if augmentation else 0,
     )
 
 
+def _embed(
+    settings: TrainSettings,
+    network: EmbeddingNetwork,
+    photos: Photos,
+    device: torch.device,
+    description: str,
+) -> Tensor:
+    loader = _loader(settings, photos)
+    return embed(network, loader, device, description, workers=settings.workers)
+
+
 def _network(settings: TrainSettings) -> EmbeddingNetwork:
     backbone = Backbone(settings.backbone, weights=settings.weights)
+    backbone.check_size(_side(settings))
     network = EmbeddingNetwork(backbone, settings.dim)
     if settings.freeze_until is not None:
         network.freeze_until(settings.freeze_until)
@@ -359,9 +375,9 @@ def _validate(
     # Enough photos for the covariance, spread over all classes.
     keep = np.zeros(len(photos), np.bool_)
     keep[np.linspace(0, len(photos) - 1, min(len(photos), 8 * settings.dim)).astype(int)] = True
-    known = embed(network, _loader(settings, photos.subset(keep)), device, "Whitening")
+    known = _embed(settings, network, photos.subset(keep), device, "Whitening")
     whitening = Whitening.fit(known, ridge=settings.whitening_ridge)
-    embeddings = embed(network, _loader(settings, held_out), device, "Held-out classes")
+    embeddings = _embed(settings, network, held_out, device, "Held-out classes")
     return evaluate(_unit(whitening.apply(embeddings)), held_out.labels, ks=KS)
 
 

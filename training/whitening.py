@@ -41,7 +41,7 @@ class Whitening:
             raise InvalidArgumentError(f"whitening needs at least 2 photos, and got {n}.")
         if not 1 <= dim <= d:
             raise InvalidArgumentError(f"--dim is {dim}: whitening keeps 1 … {d} dimensions.")
-        if ridge < 0:
+        if not ridge >= 0:
             raise InvalidArgumentError(f"the whitening ridge is {ridge}: expected 0 or more.")
         x = embeddings.to("cpu", torch.float64)
         mean = x.mean(dim=0)
@@ -49,8 +49,9 @@ class Whitening:
         variances, axes = torch.linalg.eigh(centred.T @ centred / (n - 1))
         variances = variances.clamp(min=0)
         damped = variances + ridge * variances.mean()
-        # Exactly constant directions carry nothing, damped or not.
-        scales = torch.where(damped > 0, damped, torch.inf).rsqrt()
+        # Directions that vary by rounding alone carry nothing.
+        noise = torch.finfo(torch.float64).eps * max(n, d) * variances[-1]
+        scales = torch.where(damped > noise, damped, torch.inf).rsqrt()
         keep = slice(d - dim, d)  # eigh sorts ascending
         return cls(mean=mean, matrix=(axes * scales)[:, keep].flip(1))
 
