@@ -104,7 +104,10 @@ class VectorIndex:
         left = len(self._ids) - len(self._gone)
         fetch = min(k + SLACK, left)
         if fetch:
-            coarse, rows = self._base.search(
+            # pytorch-metric-learning, where it is imported, has FAISS replace `search` by one that
+            # takes no parameters, and keep the original under this name.
+            search = getattr(self._base, "search_numpy", self._base.search)
+            coarse, rows = search(
                 np.ascontiguousarray(queries, np.float32), fetch, params=self._parameters
             )
         else:

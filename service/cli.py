@@ -39,12 +39,12 @@ class LazyGroup(click.Group):
         try:
             command: click.Command = getattr(importlib.import_module(module), name)
         except ModuleNotFoundError as error:
-            if module.startswith("training") and (error.name or "").split(".")[0] != "training":
-                raise click.ClickException(
-                    f"`dscl {cmd_name}` needs {error.name}, which is not installed: "
-                    "pip install 'dscl-retrieval[train]'"
-                ) from error
-            raise
+            if not module.startswith("training"):
+                raise
+            raise click.ClickException(
+                f"`dscl {cmd_name}` needs {error.name}, which is not installed: "
+                "pip install 'dscl-retrieval[train]'"
+            ) from error
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

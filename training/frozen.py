@@ -62,7 +62,8 @@ def export_frozen(
         loader = PhotoLoader(photos, height=side, width=side, mode=resize)
         features = embed(network, loader, torch.device("cpu"), "Whitening")
         whitening = Whitening.fit(features, ridge=whitening_ridge, dim=dim)
-    source = weights if weights in ("imagenet", "none") else Path(weights).stem
+    # A file is usually named after its network already.
+    source = Path(weights).stem.removeprefix(f"{backbone}-")
     return export(
         InferenceNetwork.frozen(network, whitening),
         out,

@@ -66,11 +66,7 @@ class Backbone(nn.Module):
         super().__init__()
         _check_name(name)
         self.name = name
-        options = {"aux_logits": True, "init_weights": False} if name in TRANSFORM_INPUT else {}
-        if weights == "imagenet":
-            self.network = _download(name)
-        else:
-            self.network = _build(name, options)
+        self.network = _download(name) if weights == "imagenet" else _build(name)
         if name in TRANSFORM_INPUT:
             _keep_main_branch(self.network)
         self._classifier, self.features = _cut_classifier(self.network)
@@ -205,10 +201,15 @@ def _preset(name: str) -> tuple[int, list[float], list[float]]:
     return int(preset.crop_size[0]), preset.mean, preset.std
 
 
-def _build(name: str, options: dict[str, Any]) -> nn.Module:
-    """The whole network with random weights."""
+def _build(name: str) -> nn.Module:
+    """The whole network with random weights, as its trained ones expect it."""
     if name == SMALL_CNN:
         return small_cnn.SmallCNN()
+    options: dict[str, Any] = {}
+    if name in TRANSFORM_INPUT:
+        options = {"aux_logits": True, "init_weights": False}
+    elif name.startswith("vit_"):
+        options = {"image_size": default_size(name)}  # else ViT-H/14 would be built for another
     network: nn.Module = models.get_model(name, weights=None, **options)
     return network
 

@@ -5,6 +5,8 @@ Torchvision's networks need ImageNet weights or hours; demos and tests have neit
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ class SmallCNN(nn.Module):
     def __init__(self, num_classes: int = 1000) -> None:
         super().__init__()
         blocks = []
-        for i, (before, after) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False)):
+        for i, (before, after) in enumerate(pairwise(WIDTHS)):
             blocks += [_block(before, after, stride=2 if i == 0 else 1), nn.MaxPool2d(2)]
         self.features = nn.Sequential(*blocks, _block(WIDTHS[-1], FEATURES))
         self.classifier = nn.Linear(FEATURES, num_classes)
