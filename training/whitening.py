@@ -50,7 +50,7 @@ class Whitening:
         variances = variances.clamp(min=0)
         damped = variances + ridge * variances.mean()
         # Directions that vary by rounding alone carry nothing.
-        noise = torch.finfo(torch.float64).eps * max(n, d) * variances[-1]
+        noise = torch.finfo(torch.float64).eps * max(n, d) * x.square().sum() / (n - 1)
         scales = torch.where(damped > noise, damped, torch.inf).rsqrt()
         keep = slice(d - dim, d)  # eigh sorts ascending
         return cls(mean=mean, matrix=(axes * scales)[:, keep].flip(1))

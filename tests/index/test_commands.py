@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -230,8 +232,8 @@ def test_evaluate_gives_the_figures_of_the_gallery(dscl, world):
     assert "leave-one-out" in figures["protocol"]
 
     text = dscl("evaluate", *options).out
-    assert f"recall@3 {100 * expected.recall[3]:11.1f} %" in text
-    assert f"NMI {100 * expected.nmi:15.1f} %" in text
+    for name, value in (("recall@3", expected.recall[3]), ("NMI", expected.nmi)):
+        assert re.search(rf"^{name} +{100 * value:.1f} %$", text, re.MULTILINE)
     assert "12 queries" in text
 
 
@@ -245,75 +247,44 @@ def test_evaluate_tells_what_it_left_out(dscl, world):
 
 # What goes wrong
 
-BAD = {
-    "search, no gallery": (["search", "--gallery", "nowhere", "query.jpg"], "is not a gallery"),
-    "search, k of 0": (["search", "--gallery", "gallery", "-k", "0", "query.jpg"], "k is 0"),
-    "search, k of 10^9": (
-        ["search", "--gallery", "gallery", "-k", "1000000000", "query.jpg"],
-        "k is 1000000000: expected a whole number from 1 to",
-    ),
-    "search, broken photo": (
-        ["search", "--gallery", "gallery", "broken.jpg"],
-        "broken.jpg is no picture",
-    ),
-    "search, no photo": (
-        ["search", "--gallery", "gallery", "nowhere.jpg"],
-        "nowhere.jpg cannot be read",
-    ),
-    "search, a folder": (["search", "--gallery", "gallery", "empty"], "empty cannot be read"),
-    "evaluate, one bad k": (["evaluate", "--gallery", "gallery", "--k", "1,0"], "k is 0"),
-    "evaluate, no number": (["evaluate", "--gallery", "gallery", "--k", "1,x"], "'1,x'"),
-    "evaluate, no k": (["evaluate", "--gallery", "gallery", "--k", ""], "whole numbers by commas"),
-    "evaluate, no gallery": (["evaluate", "--gallery", "empty"], "is not a gallery"),
-    "info, no gallery": (["index", "info", "--gallery", "nowhere"], "is not a gallery"),
-    "build, no photos": (
-        ["index", "build", "--model", "model", "--gallery", "gallery", "--images", "nowhere"],
-        "nowhere does not exist",
-    ),
-    "build, no image": (
-        ["index", "build", "--model", "model", "--gallery", "new", "--images", "empty"],
-        "holds no image",
-    ),
-    "build, no model": (
-        ["index", "build", "--model", "empty", "--gallery", "new", "--images", "query.jpg"],
-        "is not a model folder",
-    ),
-    "build, another model": (
-        ["index", "build", "--model", "other-model", "--gallery", "gallery"]
-        + ["--images", "query.jpg"],
+BAD = [
+    ("search --gallery nowhere query.jpg", "nowhere is not a gallery"),
+    ("search --gallery gallery -k 0 query.jpg", "k is 0: expected a whole number from 1 to"),
+    ("search --gallery gallery -k 1000000000 query.jpg", "k is 1000000000: expected"),
+    ("search --gallery gallery broken.jpg", "broken.jpg is no picture"),
+    ("search --gallery gallery nowhere.jpg", "nowhere.jpg cannot be read"),
+    ("search --gallery gallery empty", "empty cannot be read"),
+    ("evaluate --gallery gallery --k 1,0", "k is 0: expected a whole number from 1 to"),
+    ("evaluate --gallery gallery --k 1,x", "'1,x': expected whole numbers by commas"),
+    ("evaluate --gallery gallery --k ''", "'': expected whole numbers by commas"),
+    ("evaluate --gallery empty", "empty is not a gallery"),
+    ("index info --gallery nowhere", "nowhere is not a gallery"),
+    ("index build --model model --gallery gallery --images nowhere", "nowhere does not exist"),
+    ("index build --model model --gallery new --images empty", "empty holds no image"),
+    ("index build --model empty --gallery new --images query.jpg", "is not a model folder"),
+    (
+        "index build --model other-model --gallery gallery --images query.jpg",
         "was built with model",
     ),
-    "build, another folder": (
-        ["index", "build", "--model", "model", "--gallery", "other-model"]
-        + ["--images", "query.jpg"],
-        "is not a gallery",
-    ),
-    "add, one bad source": (
-        ["index", "add", "--gallery", "gallery", "query.jpg", "nowhere"],
-        "nowhere does not exist",
-    ),
-    "add, bad table": (
-        ["index", "add", "--gallery", "gallery", "no-path.csv"],
-        "no column `path`",
-    ),
-    "add, no gallery": (["index", "add", "--gallery", "nowhere", "query.jpg"], "is not a gallery"),
-    "remove, one bad id": (["index", "remove", "--gallery", "gallery", "1", "99"], "id 99"),
-    "remove, huge id": (["index", "remove", "--gallery", "gallery", "9" * 19], "9" * 19),
-    "remove, longer": (["index", "remove", "--gallery", "gallery", "9" * 5000], "9" * 5000),
-    "remove, odd digits": (["index", "remove", "--gallery", "gallery", "1", "²"], "²"),
-    "remove, one bad path": (
-        ["index", "remove", "--gallery", "gallery", "1", "query.jpg"],
-        "not in the gallery: query.jpg",
-    ),
-}
+    ("index build --model model --gallery other-model --images query.jpg", "is not a gallery"),
+    ("index add --gallery gallery query.jpg nowhere", "nowhere does not exist"),
+    ("index add --gallery gallery no-path.csv", "no column `path`"),
+    ("index add --gallery nowhere query.jpg", "nowhere is not a gallery"),
+    ("index remove --gallery gallery 1 99", "no item with id 99"),
+    (f"index remove --gallery gallery 1 {2**63}", f"no item with id {2**63}"),
+    (f"index remove --gallery gallery 1 {'9' * 5000}", "not in the gallery: 9999"),
+    ("index remove --gallery gallery 1 ²", "not in the gallery: ²"),
+    ("index remove --gallery gallery 1 query.jpg", "not in the gallery: query.jpg"),
+]
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_that_names_it_and_changes_nothing(dscl, world, monkeypatch, case):
-    arguments, message = BAD[case]
+@pytest.mark.parametrize(("command", "message"), BAD)
+def test_bad_input_is_one_line_that_names_it_and_changes_nothing(
+    dscl, world, monkeypatch, command, message
+):
     monkeypatch.chdir(world.root)
     before = world.stored()
-    result = dscl(*arguments)
+    result = dscl(*shlex.split(command))
     assert result.status == 1
     assert result.out == ""
     assert result.err.startswith("Error: ")
@@ -352,9 +323,9 @@ def test_while_a_gallery_is_written_it_is_searched_but_not_changed(dscl, world):
 
 
 def test_the_process_exits_with_1_and_one_line(world):
+    dscl = [sys.executable, "-c", "from service.cli import main; main()"]
     result = subprocess.run(
-        [sys.executable, "-c", "from service.cli import main; main()"]
-        + ["search", "--gallery", str(world.gallery), str(world.root / "broken.jpg")],
+        [*dscl, "search", "--gallery", world.gallery, world.root / "broken.jpg"],
         capture_output=True,
         text=True,
         check=False,

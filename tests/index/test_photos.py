@@ -189,7 +189,7 @@ def test_paths_within_the_folder_are_brought_to_one_form(tmp_path):
         ("path,label\n1.jpg,audi,a4\n", "line 2: expected 2 values with a path"),
         ("path\n\n\n1.jpg\n../2.jpg\n", "line 5: "),
         ("path\na\0b.jpg\n", "line 2: expected 1 values with a path"),
-        ("path,label\n1.jpg,Škoda\n".encode("latin-2"), "cannot be read as CSV in UTF-8"),
+        ("path,label\n1.jpg,Škoda\n".encode("iso-8859-2"), "cannot be read as CSV in UTF-8"),
         ("path,label\n1.jpg,audi\n".encode("utf-16"), "cannot be read as CSV in UTF-8"),
     ],
 )

@@ -291,7 +291,7 @@ def test_a_damaged_file_in_the_cache_is_named(imagenet_file: Path) -> None:
 
 
 def test_the_small_network_has_no_imagenet_weights() -> None:
-    with pytest.raises(WeightsError, match="small_cnn has no ImageNet weights.*--weights none"):
+    with pytest.raises(WeightsError, match=r"small_cnn has no ImageNet weights.*--weights none"):
         Backbone("small_cnn", weights="imagenet")
 
 
