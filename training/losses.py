@@ -170,7 +170,7 @@ class DeepSpectralClusteringLoss(nn.Module):
         self._check_sizes(n, d, len(values))
         if not torch.isfinite(embeddings).all():
             bad = int((~torch.isfinite(embeddings)).any(1).sum())
-            raise InvalidArgumentError(
+            raise NonFiniteEmbeddingsError(
                 f"{bad} of {n} embeddings hold NaN or infinity: the network has "
                 "diverged. Lower the learning rate, or train without float16."
             )

@@ -69,7 +69,12 @@ class ClassBalancedBatches:
         return max(full, int(self._groups.max()))
 
     def epoch(self, number: int) -> list[NDArray[np.int64]]:
-        """The batches of epoch ``number`` (from 0): image indices, int64 (P·K,), class by class."""
+        """The batches of epoch ``number`` (from 0): image indices, int64 (P·K,).
+
+        Within a batch the classes take turns. BatchNorm in training mode normalises by the part
+        that is embedded at a time, and would take from parts of a class or two what sets them apart
+        from the others.
+        """
         rng = np.random.default_rng((self.seed, number))
         waiting = [self._cut(members, rng) for members in self._members]
         left = self._groups.copy()
@@ -78,12 +83,13 @@ class ClassBalancedBatches:
             most_left_first = np.lexsort((rng.random(len(left)), -left))
             chosen = most_left_first[: self.classes_per_batch]
             batches.append(
-                np.concatenate(
+                np.stack(
                     [
                         waiting[c].pop() if waiting[c] else self._draw(self._members[c], rng)
                         for c in chosen
-                    ]
-                )
+                    ],
+                    axis=1,
+                ).ravel()
             )
             left[chosen] = np.maximum(left[chosen] - 1, 0)
         return batches
