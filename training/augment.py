@@ -256,7 +256,7 @@ def _load(
         multiprocessing_context="spawn" if workers else None,
         generator=torch.Generator(),  # else each pass would advance the generator of the training
     )
-    with _signals_to_this_process_alone():
+    with _ctrl_c_to_this_process_alone():
         arriving = iter(chunks)  # starts the workers
     for keys in asked:
         shape = (len(keys), 3, loader.height, loader.width)
@@ -270,14 +270,14 @@ def _load(
 
 
 @contextmanager
-def _signals_to_this_process_alone() -> Iterator[None]:
-    """Processes started within never notice SIGINT and SIGTERM.
+def _ctrl_c_to_this_process_alone() -> Iterator[None]:
+    """Processes started within never notice SIGINT.
 
-    Ctrl-C, and many a job scheduler, signals all processes at once. Workers that died of it would
-    leave the training waiting for photos, and unable to save its last step before it stops them.
+    A terminal sends it to all processes at once. Workers that died of it would leave the training
+    waiting for photos, and unable to save its last step before it ends them itself.
     """
-    resource_tracker.ensure_running()  # the first spawn starts it, which unblocks both signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    resource_tracker.ensure_running()  # the first spawn starts it, which unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
