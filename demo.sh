@@ -29,9 +29,7 @@ run dscl index build --model demo/untrained --images demo/cars/test --gallery de
 run dscl evaluate --gallery demo/gallery-untrained --json > demo/before.json
 
 step "3/6  Train with DSCL on the other 20"
-run dscl train --data demo/cars --backbone small_cnn --weights none --dim 32 --batch-size 300 \
-    --images-per-class 15 --chunk-size 300 --epochs 50 --lr 3e-3 --backbone-lr 3e-3 --min-area 0.8 \
-    --color 0.3 --validation-classes 0 --out demo/run
+run dscl train --preset demo --data demo/cars --no-baseline --out demo/run
 
 step "4/6  Index the unseen cars with the trained model, and measure again"
 run dscl index build --model demo/run/model --images demo/cars/test --gallery demo/gallery

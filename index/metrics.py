@@ -1,10 +1,11 @@
 """Retrieval metrics: recall@K, R-precision, MAP@R and NMI. Arrays in, numbers out.
 
-The one home of their definitions. Every item is a query against all others, which are ranked by
-Euclidean distance (for unit rows the order of cosine similarity), nearest first, ties by index,
-lowest first; the query is left out by its index, not by its distance. Right answers are the items
-of its own class. A query whose class has no other item cannot be answered: it is left out of the
-means and counted as skipped, and stays in the gallery of the others.
+The one home of their definitions. Either every item is a query and all others are its gallery
+(leave-one-out), or some items are queries and the rest is the gallery of them all. The gallery is
+ranked by Euclidean distance (for unit rows the order of cosine similarity), nearest first, ties by
+index, lowest first; in leave-one-out the query is left out by its index, not by its distance. Right
+answers are the items of the query's class. A query whose gallery has no item of its class cannot be
+answered: it is left out of the means and counted as skipped. It stays in the gallery of the others.
 
 The order is exact: that of float64 sums Σ(x − y)². Nothing here knows where embeddings come from
 or where figures go.
@@ -49,7 +50,7 @@ class RetrievalMetrics:
     map_at_r: float
     nmi: float | None  #: None unless clustering was asked for
     queries: int  #: queries in the means
-    skipped: int  #: queries left out, as their class has no other item
+    skipped: int  #: queries left out, as their gallery has no item of their class
 
 
 def evaluate(
@@ -59,36 +60,46 @@ def evaluate(
     ks: Sequence[int] = (1, 2, 4, 8),
     clustering: bool = False,
     seed: int = 0,
+    queries: NDArray[np.bool_] | None = None,
 ) -> RetrievalMetrics:
     """Judge embeddings by how well each of them finds the others of its class.
 
     Args:
         embeddings: numbers [n, d], finite, n >= 2.
         labels: integers or strings [n].
-        ks: the K of recall@K, each in 1 … ``MAX_K``; beyond n − 1, all other items count.
+        ks: the K of recall@K, each in 1 … ``MAX_K``; beyond the gallery's size, all of it counts.
         clustering: also cluster the embeddings by k-means, into as many clusters as there are
-            classes, and report the NMI of clusters and classes.
+            classes, and report the NMI of clusters and classes; queries and gallery take part.
         seed: of the k-means.
+        queries: bool [n], the items that are queries; the others are the gallery that all of them
+            are looked up in. None: every item is a query to all others.
 
     Raises:
-        InvalidArgumentError: other shapes, dtypes or ranges; NaN or infinity; no class has two
-            items, so that there is no query.
+        InvalidArgumentError: other shapes, dtypes or ranges; NaN or infinity; no query or no
+            gallery; no query with a right answer.
     """
     embeddings = _checked_embeddings(embeddings)
     classes = _checked_labels(labels, len(embeddings))
     ks = _checked_ks(ks)
-    sizes = np.bincount(classes)
-    counts = sizes[classes] - 1
-    queries = int(np.count_nonzero(counts))
-    if queries == 0:
+    queries = _checked_queries(queries, len(embeddings))
+    counts = _count_answers(classes, queries)
+    answered = int(np.count_nonzero(counts))
+    asked = len(classes) if queries is None else int(np.count_nonzero(queries))
+    if answered == 0 and queries is None:
         raise InvalidArgumentError(
-            f"each of the {len(classes)} items is alone in its class, so no query has a right "
-            "answer. Give at least two items the same label."
+            f"each of the {asked} items is alone in its class, so no query has a right answer. "
+            "Give at least two items the same label."
+        )
+    if answered == 0:
+        raise InvalidArgumentError(
+            f"none of the {asked} queries has an item of its class in the gallery of "
+            f"{len(classes) - asked}, so no query has a right answer. Check that the labels of "
+            "both are written alike."
         )
 
     scores = []
     depths = np.where(counts > 0, np.maximum(counts, max(ks)), 0)
-    for rows, neighbours in nearest(embeddings, depths):
+    for rows, neighbours in nearest(embeddings, depths, queries=queries):
         relevant = classes[neighbours] == classes[rows, None]
         scores.append(score(relevant, counts[rows], ks))
     hits, r_precision, average_precision = (
@@ -96,14 +107,14 @@ def evaluate(
     )
     nmi = None
     if clustering:
-        nmi = normalized_mutual_information(classes, _cluster(embeddings, len(sizes), seed))
+        nmi = normalized_mutual_information(classes, _cluster(embeddings, classes.max() + 1, seed))
     return RetrievalMetrics(
         recall=dict(zip(ks, hits.mean(0).tolist(), strict=True)),
         r_precision=float(r_precision.mean()),
         map_at_r=float(average_precision.mean()),
         nmi=nmi,
-        queries=queries,
-        skipped=len(classes) - queries,
+        queries=answered,
+        skipped=asked - answered,
     )
 
 
@@ -140,30 +151,38 @@ def score(
 
 
 def nearest(
-    embeddings: NDArray[Any], depths: NDArray[np.integer]
+    embeddings: NDArray[Any],
+    depths: NDArray[np.integer],
+    *,
+    queries: NDArray[np.bool_] | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Rank the neighbours of each row among all other rows, by exact search.
+    """Rank the neighbours of rows among all other rows, or of queries among the rest, exactly.
 
-    Keys of all rows come from one float64 matrix product per block of queries. Rounding may swap
-    those that are closer than the tolerance of ``_Gallery``; only they are compared again, by
-    Σ(x − y)². Equal vectors are computed once, so any number of them is no slower.
+    Keys of the gallery come from one float64 matrix product per block of queries. Rounding may swap
+    those that are closer than a tolerance (see ``_Gallery.nearest``); only they are compared again,
+    by Σ(x − y)². Equal vectors are computed once, so any number of them is no slower.
 
     Args:
         embeddings: numbers [n, d], finite, n >= 2.
-        depths: [n], how many neighbours each row wants; rows with 0 are no queries.
+        depths: [n], how many neighbours each row wants; rows with 0 ask for none.
+        queries: bool [n], the rows that are queries to all others; rows of the gallery must have
+            depth 0. None: each row is a query to all other rows.
 
     Yields:
         A block of rows, int64 [q], and their neighbours, int64 [q, m], nearest first, ties by
-        index; m is the largest depth in the block, or n − 1 if that is less. Each row with a
-        depth above 0 is in one block; deepest rows come first, so that depths in a block are alike.
+        index; m is the largest depth in the block, or the size of the gallery if that is less. Each
+        row with a depth above 0 is in one block; deepest rows come first, so that depths in a block
+        are alike.
     """
-    gallery = _Gallery.of(embeddings)
     n, d = embeddings.shape
+    items = np.arange(n) if queries is None else np.flatnonzero(~queries)
+    gallery = _Gallery.of(embeddings, items)
+    most = n - 1 if queries is None else len(items)
     u = len(gallery.vectors)
     order = np.argsort(-depths, kind="stable")[: np.count_nonzero(depths)]
     start = 0
     while start < len(order):
-        m = min(int(depths[order[start]]), n - 1)
+        m = min(int(depths[order[start]]), most)
         # Keys and the copy that is partitioned; neighbours and what their scoring takes; queries
         row_bytes = 16 * u + 48 * m + 16 * d
         rows = order[start : start + max(1, BLOCK_BYTES // row_bytes)]
@@ -173,56 +192,60 @@ def nearest(
 
 @dataclass(frozen=True)
 class _Gallery:
-    """Embeddings made ready for ranking: u distinct vectors, and the n items that have them."""
+    """Items made ready for ranking: u distinct vectors, and the g items that have them."""
 
-    embeddings: NDArray[Any]  #: [n, d], as given
-    owner: NDArray[np.int64]  #: [n], which distinct vector an item has
-    items: NDArray[np.int64]  #: [n], all items by distinct vector, then by index …
+    embeddings: NDArray[Any]  #: [n, d], as given; queries are rows of it, in the gallery or not
+    items: NDArray[np.int64]  #: [g], rows of the gallery by distinct vector, then by index …
     starts: NDArray[np.int64]  #: [u], … and where those of each vector start
     sizes: NDArray[np.int64]  #: [u], and how many there are
+    centre: NDArray[np.float64]  #: [d], mean of the distinct vectors
     vectors: NDArray[np.float64]  #: [u, d], distinct vectors, centred: distances remain, and
     #: rounding is relative to the spread, not to the distance from the origin
     squares: NDArray[np.float64]  #: [u], squared lengths of ``vectors``
-    tolerance: NDArray[np.float64]  #: [u], keys of a query further apart than this are in order
 
     @classmethod
-    def of(cls, embeddings: NDArray[Any]) -> _Gallery:
+    def of(cls, embeddings: NDArray[Any], items: NDArray[np.int64]) -> _Gallery:
+        """Prepare the rows ``items`` [g], in ascending order."""
         d = embeddings.shape[1]
         as_bytes = np.dtype((np.void, embeddings.itemsize * d))
-        rows = np.ascontiguousarray(embeddings).view(as_bytes).ravel()
+        everything = len(items) == len(embeddings)
+        rows = np.ascontiguousarray(embeddings if everything else embeddings[items])
         _, first, owner, sizes = np.unique(
-            rows, return_index=True, return_inverse=True, return_counts=True
+            rows.view(as_bytes).ravel(), return_index=True, return_inverse=True, return_counts=True
         )
-        vectors = embeddings[first].astype(np.float64)
-        vectors -= vectors.mean(0)
-        squares = np.einsum("ud,ud->u", vectors, vectors)
-        # Both a key (|y|² − 2x·y from centred vectors) and a sum Σ(x − y)² are within
-        # (d + 8) · 2⁻⁵³ · (|x| + |y|)² of their true values; two of each make a comparison.
-        lengths = np.sqrt(squares)
-        tolerance = 4 * (d + 8) * 2.0**-53 * (lengths + lengths.max()) ** 2
+        vectors = rows[first].astype(np.float64)
+        centre = vectors.mean(0)
+        vectors -= centre
         return cls(
             embeddings=embeddings,
-            owner=owner,
-            items=np.argsort(owner, kind="stable"),
+            items=items[np.argsort(owner, kind="stable")],
             starts=np.cumsum(sizes) - sizes,
             sizes=sizes,
+            centre=centre,
             vectors=vectors,
-            squares=squares,
-            tolerance=tolerance,
+            squares=np.einsum("ud,ud->u", vectors, vectors),
         )
 
     def nearest(self, rows: NDArray[np.int64], m: int) -> NDArray[np.int64]:
-        """Rank the m nearest items of each query, int64 [q, m]."""
-        owners = self.owner[rows]
-        keys = (-2 * self.vectors[owners]) @ self.vectors.T
+        """Rank the m nearest items of each query but itself, int64 [q, m]."""
+        d = len(self.centre)
+        queries = self.embeddings[rows].astype(np.float64)
+        queries -= self.centre
+        # Both a key (|y|² − 2x·y from centred vectors) and a sum Σ(x − y)² are within
+        # (d + 8) · 2⁻⁵³ · (|x| + |y|)² of their true values; two of each make a comparison.
+        lengths = np.sqrt(np.einsum("qd,qd->q", queries, queries))
+        longest = np.sqrt(self.squares.max())
+        tolerance = 4 * (d + 8) * 2.0**-53 * (lengths + longest) ** 2
+        queries *= -2
+        keys = queries @ self.vectors.T
         keys += self.squares
         # m + 1 distinct vectors have at least m items besides the query.
         last = min(m, len(self.vectors) - 1)
-        reach = np.partition(keys, last, axis=1)[:, last] + self.tolerance[owners]
+        reach = np.partition(keys, last, axis=1)[:, last] + tolerance
         neighbours = np.empty((len(rows), m), np.int64)
         for i, row in enumerate(rows):
             candidates = np.flatnonzero(keys[i] <= reach[i])
-            neighbours[i] = self._rank(row, candidates, keys[i, candidates], m)
+            neighbours[i] = self._rank(row, candidates, keys[i, candidates], tolerance[i], m)
         return neighbours
 
     def _rank(
@@ -230,6 +253,7 @@ class _Gallery:
         row: np.int64,
         candidates: NDArray[np.int64],
         keys: NDArray[np.float64],
+        tolerance: np.float64,
         m: int,
     ) -> NDArray[np.int64]:
         """Order the items of the candidate vectors by exact distance to a query, then by index."""
@@ -238,7 +262,7 @@ class _Gallery:
 
         # Runs of keys too close to be told apart; within each, exact distances decide.
         run = np.zeros(len(keys), np.int64)
-        run[1:] = np.cumsum(np.diff(keys) > self.tolerance[self.owner[row]])
+        run[1:] = np.cumsum(np.diff(keys) > tolerance)
         unsure = np.bincount(run)[run] > 1
         distances = np.zeros(len(keys))
         distances[unsure] = self._distances(row, candidates[unsure])
@@ -326,6 +350,35 @@ def _checked_labels(labels: ArrayLike, n: int) -> NDArray[np.int64]:
     if labels.dtype.kind not in "iuUS" and not all(isinstance(label, str) for label in labels):
         raise InvalidArgumentError(f"labels are {labels.dtype}: expected integers or strings.")
     return np.unique(labels, return_inverse=True)[1]
+
+
+def _checked_queries(queries: NDArray[np.bool_] | None, n: int) -> NDArray[np.bool_] | None:
+    if queries is None:
+        return None
+    queries = np.asarray(queries)
+    if queries.dtype != np.bool_ or queries.shape != (n,):
+        raise InvalidArgumentError(
+            f"queries are {queries.dtype} {list(queries.shape)}: expected bool [{n}], true for the "
+            "items that are queries."
+        )
+    if queries.all() or not queries.any():
+        count = int(np.count_nonzero(queries))
+        raise InvalidArgumentError(
+            f"{count} of {n} items are queries and {n - count} the gallery: there must be some of "
+            "both. Leave queries away to look up each item among all others."
+        )
+    return queries
+
+
+def _count_answers(
+    classes: NDArray[np.int64], queries: NDArray[np.bool_] | None
+) -> NDArray[np.int64]:
+    """How many right answers each item has, int64 [n]; 0 for items that are no queries."""
+    if queries is None:
+        counts: NDArray[np.int64] = np.bincount(classes)[classes] - 1
+        return counts
+    in_gallery = np.bincount(classes[~queries], minlength=classes.max() + 1)
+    return np.where(queries, in_gallery[classes], 0)
 
 
 def _checked_ks(ks: Sequence[int]) -> list[int]:

@@ -16,6 +16,7 @@ from index.errors import DsclError
 COMMANDS = {
     "train": ("training.commands:train", "Train an embedding and export it."),
     "export": ("training.commands:export", "Export a frozen backbone, without training."),
+    "report": ("training.report.command:report", "Show a run as a page, or compare runs."),
     "data": ("training.commands:data", "Make and look at data sets."),
     "index": ("index.commands:index", "Build and change a gallery."),
     "search": ("index.commands:search", "Find the items nearest to a photo."),

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import tee
 from multiprocessing import resource_tracker
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
@@ -33,6 +33,10 @@ __all__ = ["Augmentation", "Batch", "PhotoLoader", "batches", "in_order"]
 #: Photos that a worker process hands over at a time. Small: what is under way lies in /dev/shm,
 #: of which containers have 64 MB unless told otherwise, and a batch has up to thousands of photos.
 CHUNK = 16
+
+#: Without workers, photos of a larger batch are drawn twice rather than held: memory does not grow
+#: with the batch.
+HELD_BYTES = 192 * 2**20
 
 #: Which photo, and the seed of its augmentation.
 Key = tuple[int, int]
@@ -62,14 +66,15 @@ class Augmentation:
 
 
 class Batch(NamedTuple):
-    """One training step's photos.
+    """One training step's photos, or this process's share of them.
 
-    ``images`` is uint8 [n, 3, h, w], ``labels`` int64 [n]; ``step`` counts within ``epoch``.
+    ``images`` are pieces uint8 [m, 3, h, w] of n photos in all, ``labels`` int64 [n]; ``step``
+    counts within ``epoch``.
     """
 
     epoch: int
     step: int
-    images: Tensor
+    images: Sequence[Tensor]
     labels: Tensor
 
 
@@ -180,21 +185,27 @@ def batches(
     *,
     epochs: range,
     first_step: int = 0,
+    piece: int = 64,
+    share: Callable[[int], slice] | None = None,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """The batches of ``epochs``, one after the other, loaded ahead across their borders.
+    """The batches of ``epochs``, one after the other.
 
     A batch depends on the sampler's seed, epoch and step alone: neither on the number of workers
-    nor on where a run was resumed. Worker processes start once and end with the iterator.
+    nor on where a run was resumed. Workers load ahead, across the borders of epochs; they start
+    once and end with the iterator. Without workers, photos are loaded when a piece is asked for,
+    and those of a batch beyond ``HELD_BYTES`` each time that it is.
 
     Args:
         loader: the photos that the sampler's labels belong to.
         sampler: which photos make up each batch.
         epochs: numbers of the epochs.
         first_step: steps of the first epoch to leave out, when a run is resumed.
+        piece: photos in a piece of a batch, at most.
+        share: which part of a batch of n photos this process loads; default: all.
         workers: processes that load; 0 loads in this one.
-        pin_memory: put images where a GPU can fetch them asynchronously.
+        pin_memory: put images where a GPU can fetch them asynchronously; workers do.
 
     Raises:
         ImageError: naming the photo that cannot be read.
@@ -209,13 +220,50 @@ def batches(
             for step, (indices, seeds) in enumerate(zip(plan, np.split(draws, ends), strict=True)):
                 if epoch == epochs.start and step < first_step:
                     continue
-                yield epoch, step, list(zip(indices.tolist(), seeds.tolist(), strict=True))
+                part = slice(None) if share is None else share(len(indices))
+                yield (
+                    epoch,
+                    step,
+                    list(zip(indices[part].tolist(), seeds[part].tolist(), strict=True)),
+                )
 
     described, loaded = tee(steps())
-    images = _load(loader, (keys for _, _, keys in loaded), workers, pin_memory)
-    for (epoch, step, keys), tensor in zip(described, images, strict=True):
+    images: Iterator[Sequence[Tensor]]
+    if workers:
+        whole = _load(loader, (keys for _, _, keys in loaded), workers, pin_memory)
+        images = (tensor.split(piece) for tensor in whole)
+    else:
+        images = (_Drawn(loader, keys, piece) for _, _, keys in loaded)
+    for (epoch, step, keys), pieces in zip(described, images, strict=True):
         labels = torch.from_numpy(loader.photos.labels[[position for position, _ in keys]])
-        yield Batch(epoch, step, tensor, labels)
+        yield Batch(epoch, step, pieces, labels)
+
+
+class _Drawn(Sequence[Tensor]):
+    """Pieces of a batch, drawn when they are asked for and kept as long as they are small."""
+
+    def __init__(self, loader: PhotoLoader, keys: list[Key], piece: int) -> None:
+        self._loader = loader
+        self._pieces = [keys[start : start + piece] for start in range(0, len(keys), piece)]
+        self._keeps = 3 * loader.height * loader.width * len(keys) <= HELD_BYTES
+        self._kept: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if (kept := self._kept.get(index)) is not None:
+            return kept
+        images = torch.stack([self._loader[key] for key in self._pieces[index]])
+        if self._keeps:
+            self._kept[index] = images
+        return images
 
 
 def in_order(loader: PhotoLoader, *, batch_size: int, workers: int = 0) -> Iterator[Tensor]:

@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
-from click.core import ParameterSource
 from tqdm import tqdm
 
 from index.errors import InvalidArgumentError
 from index.images import ResizeMode
+from training.fields import setting_fields
+from training.options import (
+    Origin,
+    TrainCommand,
+    describe,
+    origins,
+    preset_options,
+    setting_options,
+    typed_arguments,
+    typed_command,
+)
 from training.settings import TrainSettings
 
+if TYPE_CHECKING:
+    from training.run import Run
+
 PATH = click.Path(path_type=Path)
-
-
-def _options() -> list[click.Parameter]:
-    """One option for each field of ``TrainSettings``."""
-    hints = get_type_hints(TrainSettings)
-    return [_option(setting, hints[setting.name]) for setting in dataclasses.fields(TrainSettings)]
-
-
-def _option(setting: dataclasses.Field[Any], hint: Any) -> click.Option:
-    name = setting.name.replace("_", "-")
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    kind = next(kind for kind in kinds if kind is not type(None))
-    return click.Option(
-        [f"--{name}/--no-{name}" if kind is bool else f"--{name}"],
-        type=click.Choice(get_args(kind)) if get_origin(kind) is Literal else kind,
-        default=setting.default,
-        show_default=setting.default not in (None, ""),
-        help=setting.metadata["help"],
-    )
 
 
 def _echo(message: str) -> None:
@@ -46,49 +40,89 @@ def _echo(message: str) -> None:
     sys.stdout.flush()
 
 
-@click.command(params=_options())
+@click.command(cls=TrainCommand, params=setting_options())
+@preset_options
 @click.option("--out", type=PATH, help="The run folder.  [default: runs/ and the time]")
 @click.option("--resume", type=PATH, help="Continue this run folder with its own settings.")
-def train(*, out: Path | None, resume: Path | None, **values: Any) -> None:
-    """Train an embedding with DSCL on labelled photos, and export it.
+@click.option("--nproc", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Processes on this machine that train together, a GPU each.")  # fmt: skip
+def train(
+    *, preset: str | None, out: Path | None, resume: Path | None, nproc: int, **values: Any
+) -> None:
+    """Train an embedding on labelled photos, and export it.
 
     The data set is split by class: test classes are never seen in training, and judge the result.
+    Settings come from the command line, else from the preset, else from the defaults below; the
+    word default in place of a value takes back the preset's.
     """
+    from training.launch import launch, launched
+
+    # Before torch is imported, which takes seconds.
+    settings = _settings(values, preset) if resume is None else None
+    if resume is None and out is None and launched():
+        raise click.UsageError("Missing option '--out': all processes need to know the place.")
+
     from training.run import Run
     from training.stop import Stopped
     from training.trainer import train as run_training
 
     context = click.get_current_context()
-    given = {
-        name for name in [*values, "out"]
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    }  # fmt: skip
-    if resume is not None:
-        run = Run.open(resume)
-        kept = run.settings.to_dict() | {"out": None}
-        other = [name for name in sorted(given) if kept[name] != context.params[name]]
-        if other:
-            raise InvalidArgumentError(
-                f"--resume {resume} keeps the run's own settings; these differ: "
-                + ", ".join(f"{name} (run: {kept[name]}, given: {context.params[name]})"
-                            for name in other)
-                + ". Leave them out, or start a new run."
-            )  # fmt: skip
+    sources = origins(context)
+    if settings is not None:
+        run = Run(out or Path("runs") / time.strftime("%Y%m%d-%H%M%S"), settings)
     else:
-        if not values["data"]:
-            raise click.UsageError("Missing option '--data', the labelled photos.")
-        settings = TrainSettings(**values)
-        run = Run.create(out or Path("runs") / time.strftime("%Y%m%d-%H%M%S"), settings)
-    for name, value in run.settings.to_dict().items():
-        click.echo(f"  {name:<20}{value}")
-    click.echo(f"Run folder: {run.path} (live plots: tensorboard --logdir {run.path})")
+        assert resume is not None
+        run = Run.open(resume)
+        _refuse_other_settings(run, context.params, sources)
+        sources = dict.fromkeys(sources, "run")
+    if nproc > 1 and not launched():
+        place = [] if resume is not None else ["--out", str(run.path)]
+        context.exit(launch(nproc, ["-m", "training", *typed_arguments(context), *place]))
+
+    # Under a launcher, one process of several makes the run folder and speaks.
+    main = not launched() or os.environ.get("RANK") == "0"
+    if main:
+        if resume is None:
+            Run.create(run.path, run.settings, command=typed_command(context), preset=preset)
+        click.echo(describe(run.settings, sources))
+        click.echo(f"Run folder: {run.path} (live plots: tensorboard --logdir {run.path})")
     try:
         run_training(run, echo=_echo)
     except Stopped as stopped:
-        for note in getattr(stopped, "__notes__", []):
-            click.echo(note, err=True)
-        click.echo(f"Stopped. Continue with: dscl train --resume {run.path}", err=True)
+        if main:
+            for note in getattr(stopped, "__notes__", []):
+                click.echo(note, err=True)
+            click.echo(f"Stopped. Continue with: dscl train --resume {run.path}", err=True)
         context.exit(130)
+
+
+def _settings(values: dict[str, Any], preset: str | None) -> TrainSettings:
+    if not values["data"]:
+        raise click.UsageError("Missing option '--data', the labelled photos.")
+    try:
+        return TrainSettings(**values)
+    except InvalidArgumentError as error:
+        if preset is None:
+            raise
+        raise InvalidArgumentError(f"{error} (With --preset {preset}.)") from error
+
+
+def _refuse_other_settings(
+    run: Run, given: Mapping[str, Any], sources: Mapping[str, Origin]
+) -> None:
+    """Raise InvalidArgumentError where the command line or a preset contradicts the run."""
+    kept = run.settings.to_dict() | {"out": run.path}
+    other = [
+        f"{name} (run: {kept[name]}, "
+        f"{'preset' if sources[name] == 'preset' else 'given'}: {given[name]})"
+        for name in sorted(kept)
+        if sources[name] != "default" and kept[name] != given[name]
+    ]
+    if other:
+        raise InvalidArgumentError(
+            f"--resume {run.path} keeps the run's own settings; these differ: {', '.join(other)}. "
+            "Leave them out, or start a new run."
+        )
 
 
 @click.command()
@@ -112,8 +146,9 @@ def export(run_path: Path | None, backbone: str | None, **options: Any) -> None:
     if (run_path is None) == (backbone is None):
         raise click.UsageError("Give either --backbone or --run.")
     if run_path is not None:
+        from training.finish import finish
+        from training.preparation import resume_network
         from training.run import Run
-        from training.trainer import finish, resume_network
 
         run = Run.open(run_path)
         finish(run, *resume_network(run, echo=click.echo), echo=click.echo)
@@ -129,6 +164,10 @@ def export(run_path: Path | None, backbone: str | None, **options: Any) -> None:
     click.echo(
         f"Exported {options['out']}: {card.name}, {card.dim} values a vector ({card.sha256[:12]}…)."
     )
+
+
+def _help(setting: str) -> str:
+    return next(field.help for field in setting_fields() if field.name == setting)
 
 
 @click.group()
@@ -155,9 +194,8 @@ def render(out: Path, **options: Any) -> None:
 
 @data.command()
 @click.argument("path", type=PATH)
-@click.option("--train-classes", help=TrainSettings.__dataclass_fields__["train_classes"]
-              .metadata["help"])  # fmt: skip
-@click.option("--crop-boxes", is_flag=True, help="Cars196: crop photos to their bounding boxes.")
+@click.option("--train-classes", help=_help("train_classes"))
+@click.option("--crop-boxes", is_flag=True, help=_help("crop_boxes"))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(path: Path, train_classes: str | None, crop_boxes: bool, as_json: bool) -> None:
     """Tell how a data set is laid out and split."""
@@ -170,12 +208,15 @@ def info(path: Path, train_classes: str | None, crop_boxes: bool, as_json: bool)
         for name, photos in parts.items()
         if photos is not None
     }
+    if dataset.queries is not None:
+        counts["test"]["queries"] = int(dataset.queries.sum())
     if as_json:
         facts = {"name": dataset.name, "protocol": dataset.protocol, "layout": dataset.layout}
         click.echo(json.dumps({**facts, **counts, "notes": dataset.notes}, indent=2))
         return
     click.echo(f"{dataset.name} · {dataset.protocol} · layout {dataset.layout}")
     for name, count in counts.items():
-        click.echo(f"  {name:<6}{count['photos']} photos of {count['classes']} classes")
+        queries = f", {count['queries']} queries to the others" if "queries" in count else ""
+        click.echo(f"  {name:<6}{count['photos']} photos of {count['classes']} classes{queries}")
     for note in dataset.notes:
         click.echo(f"  {note}")

@@ -20,16 +20,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from index.errors import DsclError
 from index.files import replace_folder, sha256_file
 from index.images import ResizeMode
 from index.model import CARD_FILE, GRAPH_FILE, ModelCard
-from training.network import Backbone, EmbeddingNetwork
-from training.whitening import Whitening
+from training.inference import InferenceNetwork
 
-__all__ = ["WEIGHTS_FILE", "InferenceNetwork", "ParityError", "export"]
+__all__ = ["WEIGHTS_FILE", "ParityError", "check_parity", "export"]
 
 WEIGHTS_FILE = "weights.safetensors"
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "pillow", "dscl-retrieval")
@@ -44,44 +42,6 @@ class ParityError(DsclError):
     """The exported graph does not give the network's embeddings."""
 
     code = "export_parity"
-
-
-class InferenceNetwork(nn.Module):
-    """Uint8 photos [n, 3, h, w] → float32 unit vectors [n, m]: what is exported."""
-
-    def __init__(self, backbone: Backbone, projection: nn.Linear | None) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.projection = projection
-
-    @classmethod
-    def trained(cls, network: EmbeddingNetwork, whitening: Whitening) -> InferenceNetwork:
-        """Backbone, and head and whitening as one linear layer."""
-        head = network.head
-        weight = head.weight.detach().to("cpu", torch.float64)
-        bias = head.bias.detach().to("cpu", torch.float64)
-        matrix = whitening.matrix.T
-        return cls(network.backbone, _linear(matrix @ weight, matrix @ (bias - whitening.mean)))
-
-    @classmethod
-    def frozen(cls, backbone: Backbone, whitening: Whitening | None) -> InferenceNetwork:
-        """The backbone's own features, whitened or as they are."""
-        if whitening is None:
-            return cls(backbone, None)
-        matrix = whitening.matrix.T
-        return cls(backbone, _linear(matrix, -matrix @ whitening.mean))
-
-    @property
-    def dim(self) -> int:
-        """Dimensions of the embedding."""
-        return self.backbone.features if self.projection is None else self.projection.out_features
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Embed."""
-        features = self.backbone(pixels)
-        if self.projection is not None:
-            features = self.projection(features)
-        return F.normalize(features)
 
 
 def export(
@@ -183,11 +143,3 @@ def _examples(height: int, width: int) -> NDArray[np.uint8]:
     noise = rng.integers(0, 256, (1, 3, height, width), np.uint8)
     ramp = np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8), (1, 3, height, width))
     return np.concatenate([noise, ramp, 255 - ramp])
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0])
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
-    return layer

@@ -11,11 +11,12 @@ from index.images import ResizeMode
 from index.model import ModelCard
 from index.photos import list_photos
 from training.augment import PhotoLoader
+from training.backbones import Backbone, default_size
 from training.data import Photos, check_photos
 from training.embed import embed
-from training.export import InferenceNetwork, export
+from training.export import export
+from training.inference import InferenceNetwork
 from training.memory import keep_freed_memory
-from training.network import Backbone, default_size
 from training.whitening import Whitening
 
 __all__ = ["export_frozen"]

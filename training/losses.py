@@ -7,6 +7,7 @@ business of the trainer. Nothing here depends on images or networks.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,32 +152,64 @@ class DeepSpectralClusteringLoss(nn.Module):
         self.center = center
         self.normalize = normalize
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Score a batch.
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        classes: Tensor | None = None,
+        reduce: Callable[[BatchStatistics], BatchStatistics] | None = None,
+    ) -> Tensor:
+        """Score a batch, or with ``classes`` and ``reduce`` a batch shared by several processes.
+
+        Each process then passes its own rows and gets the loss of the whole batch, whose gradient
+        flows into those rows. Errors about the batch are raised in all processes alike.
 
         Args:
-            embeddings: floating point [n, d], finite, n > d (n − 1 > d when centred).
-            labels: integers [n], any values; at least 2 different ones when centred.
+            embeddings: floating point [n, d], finite. The whole batch has more rows than d (than
+                d + 1 when centred).
+            labels: integers [n], any values; in the whole batch at least 2 different ones when
+                centred.
+            classes: integers [c], the labels of the whole batch, ascending, each once. Those in
+                ``labels`` by default.
+            reduce: makes the statistics of the whole batch of those of these rows. By default these
+                rows are the batch.
 
         Returns:
             Scalar of the embeddings' dtype, float32 for float16 and bfloat16.
 
         Raises:
-            InvalidArgumentError: another shape or dtype, NaN or infinity, too few rows or classes.
+            InvalidArgumentError: another shape or dtype, too few rows or classes, a label that is
+                not in ``classes``.
+            NonFiniteEmbeddingsError: embeddings of the batch are NaN or infinite.
         """
         _check_tensors(embeddings, labels)
-        values, classes = torch.unique(labels, return_inverse=True)
-        n, d = embeddings.shape
-        self._check_sizes(n, d, len(values))
-        if not torch.isfinite(embeddings).all():
-            bad = int((~torch.isfinite(embeddings)).any(1).sum())
+        if classes is None:
+            classes, positions = torch.unique(labels, return_inverse=True)
+        else:
+            positions = _positions(labels, classes)
+        # MPS has no float64.
+        device = "cpu" if embeddings.device.type == "mps" else embeddings.device
+        # In float64, which autocast leaves alone
+        F, positions = embeddings.detach().to(device).double(), positions.to(device)
+        statistics = BatchStatistics.of(F, positions, len(classes))
+        if reduce is not None:
+            statistics = reduce(statistics)
+        counts = statistics.class_counts
+        n, d = int(counts.sum()), F.shape[1]
+        self._check_sizes(n, d, int((counts > 0).sum()))
+        if not torch.isfinite(statistics.gram).all():
+            bad = int((~torch.isfinite(F)).any(1).sum())
             raise NonFiniteEmbeddingsError(
-                f"{bad} of {n} embeddings hold NaN or infinity: the network has "
-                "diverged. Lower the learning rate, or train without float16."
+                f"{bad} of {len(F)} embeddings{' of this process' if len(F) < n else ''} hold NaN "
+                "or infinity: the network has diverged. Lower the learning rate, or train without "
+                "float16."
             )
-        loss: Tensor = _ClosedForm.apply(
-            embeddings, classes, len(values), self.ridge, self.center, self.normalize
-        )
+        solution = solve(statistics, ridge=self.ridge, center=self.center, normalize=self.normalize)
+        dtype = torch.promote_types(embeddings.dtype, torch.float32)
+        value = solution.loss.to(dtype).to(embeddings.device)
+        gradient = solution.gradient(F, positions).to(dtype).to(embeddings.device)
+        loss: Tensor = _KnownGradient.apply(embeddings, value, gradient)
         return loss
 
     def random_level(self, n: int, d: int, classes: int) -> float:
@@ -220,40 +253,32 @@ class DeepSpectralClusteringLoss(nn.Module):
             )
 
 
-class _ClosedForm(torch.autograd.Function):
-    """Value and gradient in one go. In float64, which autocast leaves alone."""
+class _KnownGradient(torch.autograd.Function):
+    """A value with the gradient that it is known to have."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        embeddings: Tensor,
-        classes: Tensor,
-        n_classes: int,
-        ridge: float,
-        center: bool,
-        normalize: bool,
-    ) -> Tensor:
-        # MPS has no float64.
-        device = "cpu" if embeddings.device.type == "mps" else embeddings.device
-        F = embeddings.to(device).double()
-        classes = classes.to(device)
-        solution = solve(
-            BatchStatistics.of(F, classes, n_classes),
-            ridge=ridge,
-            center=center,
-            normalize=normalize,
-        )
-        dtype = torch.promote_types(embeddings.dtype, torch.float32)
-        gradient = solution.gradient(F, classes).to(dtype).to(embeddings.device)
+    def forward(ctx: FunctionCtx, embeddings: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
         ctx.embedding_dtype = embeddings.dtype  # type: ignore[attr-defined]
-        return solution.loss.to(dtype).to(embeddings.device)
+        return value.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (grad_output * gradient).to(ctx.embedding_dtype), None, None, None, None, None
+        return (grad_output * gradient).to(ctx.embedding_dtype), None, None
+
+
+def _positions(labels: Tensor, classes: Tensor) -> Tensor:
+    """Where in the ascending ``classes`` each of ``labels`` is, int64 [n]."""
+    positions = torch.searchsorted(classes, labels).clamp(max=len(classes) - 1)
+    strangers = labels[classes[positions] != labels].unique().tolist()
+    if strangers:
+        raise InvalidArgumentError(
+            f"labels {strangers[:5]} are not among the {len(classes)} classes of the batch: "
+            "expected classes to hold every label, in ascending order."
+        )
+    return positions
 
 
 def _inverse(scatter: Tensor, shift: Tensor, noise: Tensor) -> Tensor:

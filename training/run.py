@@ -1,17 +1,26 @@
 """The run folder: settings, metrics, checkpoints, TensorBoard events and the exported model.
 
 settings.json      what the run was told
+run.json           the command, versions and machine
 metrics.jsonl      a line an epoch
+baseline.json      figures of the backbone before training
 checkpoints/       last.pt: everything that resuming needs
 tensorboard/       the same scalars, live
 model/             the exported model folder
+evaluation/        figures, embeddings and labels of the photos that judged it
+report.html        all of it to look at
 """
 
 from __future__ import annotations
 
+import datetime
+import importlib.metadata
 import io
 import json
+import os
 import pickle
+import platform
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +32,9 @@ from index.files import write_atomically
 from training.settings import TrainSettings
 
 __all__ = ["Checkpoint", "Run", "RunError"]
+
+#: Whose versions can change what a run computes.
+PACKAGES = ("dscl-retrieval", "torch", "torchvision", "pytorch-metric-learning", "numpy", "pillow")
 
 
 class RunError(DsclError):
@@ -40,6 +52,8 @@ class Checkpoint:
     losses: list[float]  #: of those steps
     network: dict[str, Any]
     optimizer: dict[str, Any]
+    criterion: dict[str, Any]  #: the loss's proxies
+    average: dict[str, Any] | None  #: the running average of the weights, if one is kept
 
 
 class Run:
@@ -51,8 +65,21 @@ class Run:
         self.settings = settings
 
     @classmethod
-    def create(cls, path: Path, settings: TrainSettings) -> Run:
+    def create(
+        cls,
+        path: Path,
+        settings: TrainSettings,
+        *,
+        command: str | None = None,
+        preset: str | None = None,
+    ) -> Run:
         """Make a run folder; what cannot be written is found out now, not an hour in.
+
+        Args:
+            path: the run folder.
+            settings: of the run.
+            command: what the user typed.
+            preset: the preset that ``settings`` came from.
 
         Raises:
             RunError: the folder holds something, or cannot be written to.
@@ -65,8 +92,15 @@ class Run:
         run = cls(path, settings)
         try:
             run.checkpoint_file.parent.mkdir(parents=True)
-            text = json.dumps(settings.to_dict(), indent=2, ensure_ascii=False) + "\n"
-            write_atomically(path / "settings.json", text.encode())
+            _write_json(path / "settings.json", settings.to_dict())
+            facts = {
+                "command": command,
+                "preset": preset,
+                "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "platform": platform.platform(),
+                "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            }
+            _write_json(path / "run.json", facts)
         except OSError as error:
             raise RunError(f"{path} cannot be written: {error.strerror}.") from error
         return run
@@ -84,6 +118,21 @@ class Run:
             raise RunError(f"{path} is not a run folder: settings.json: {error}.") from error
         return cls(path, TrainSettings.from_dict(values))
 
+    def reserve(self, size: int) -> None:
+        """Make sure that ``size`` bytes can be written, by doing so.
+
+        Raises:
+            RunError: they cannot; says why.
+        """
+        try:
+            with tempfile.TemporaryFile(dir=self.checkpoint_file.parent) as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise RunError(
+                f"{self.path} has no room for the {size / 1e6:.0f} MB that checkpoints and model "
+                f"take ({error.strerror}): make room, or name another place with --out."
+            ) from error
+
     @property
     def checkpoint_file(self) -> Path:
         """Where the last checkpoint lies."""
@@ -93,6 +142,11 @@ class Run:
     def model_folder(self) -> Path:
         """Where the exported model lies."""
         return self.path / "model"
+
+    @property
+    def evaluation_folder(self) -> Path:
+        """Where the figures of the finished model lie, and what they were computed from."""
+        return self.path / "evaluation"
 
     @property
     def tensorboard_folder(self) -> Path:
@@ -143,3 +197,7 @@ class Run:
     @property
     def _metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())

@@ -19,20 +19,24 @@ from index import metrics
 from index.errors import InvalidArgumentError
 from index.metrics import evaluate, nearest, normalized_mutual_information, score
 
+Mask = NDArray[np.bool_]
 
-def naive_neighbours(embeddings: NDArray[Any], row: int) -> list[int]:
+
+def naive_neighbours(embeddings: NDArray[Any], row: int, queries: Mask | None = None) -> list[int]:
     x = embeddings.astype(np.float64)
-    others = [j for j in range(len(x)) if j != row]
+    others = [j for j in range(len(x)) if j != row and (queries is None or not queries[j])]
     return sorted(others, key=lambda j: (((x[row] - x[j]) ** 2).sum(), j))
 
 
 def naive_metrics(
-    embeddings: NDArray[Any], labels: Sequence[Any], ks: Sequence[int]
+    embeddings: NDArray[Any], labels: Sequence[Any], ks: Sequence[int], queries: Mask | None = None
 ) -> dict[str, Any]:
     hits: dict[int, list[bool]] = {k: [] for k in ks}
     r_precisions, average_precisions, skipped = [], [], 0
     for row in range(len(embeddings)):
-        right = [labels[j] == labels[row] for j in naive_neighbours(embeddings, row)]
+        if queries is not None and not queries[row]:
+            continue
+        right = [labels[j] == labels[row] for j in naive_neighbours(embeddings, row, queries)]
         total = sum(right)
         if total == 0:
             skipped += 1
@@ -51,9 +55,11 @@ def naive_metrics(
     }
 
 
-def assert_equals_naive(embeddings: NDArray[Any], labels: Sequence[Any], ks: Sequence[int]) -> None:
-    found = evaluate(embeddings, labels, ks=ks)
-    expected = naive_metrics(embeddings, labels, ks)
+def assert_equals_naive(
+    embeddings: NDArray[Any], labels: Sequence[Any], ks: Sequence[int], queries: Mask | None = None
+) -> None:
+    found = evaluate(embeddings, labels, ks=ks, queries=queries)
+    expected = naive_metrics(embeddings, labels, ks, queries)
     assert found.recall == pytest.approx(expected["recall"], abs=1e-12)
     assert found.r_precision == pytest.approx(expected["r_precision"], abs=1e-12)
     assert found.map_at_r == pytest.approx(expected["map_at_r"], abs=1e-12)
@@ -176,6 +182,120 @@ def test_equals_pytorch_metric_learning() -> None:
     assert found.recall[1] == pytest.approx(expected["precision_at_1"], abs=1e-9)
     assert found.r_precision == pytest.approx(expected["r_precision"], abs=1e-9)
     assert found.map_at_r == pytest.approx(expected["mean_average_precision_at_r"], abs=1e-9)
+
+
+# Queries and gallery apart
+
+
+def test_queries_do_not_find_one_another_and_keep_their_gallery_order() -> None:
+    # Queries at 0 and 0.1; the gallery ties at 1 and −1, so that the lower index comes first.
+    x = np.array([[1.0], [0.0], [-1.0], [0.1], [5.0]])
+    queries = np.array([False, True, False, True, False])
+    (rows, neighbours), *more = nearest(x, np.where(queries, 9, 0), queries=queries)
+    assert more == []
+    assert rows.tolist() == [1, 3]
+    assert neighbours.tolist() == [[0, 2, 4], [0, 2, 4]]
+    found = evaluate(x, ["a", "b", "b", "b", "c"], ks=[1, 2], queries=queries)
+    assert found.recall == {1: 0.0, 2: 1.0}
+
+
+def test_queries_without_an_answer_in_the_gallery_are_skipped() -> None:
+    # Two queries show a class that is in no gallery item, though they share it.
+    x = np.array([[0.0], [0.1], [0.2], [0.3], [0.4]])
+    queries = np.array([True, True, True, False, False])
+    found = evaluate(x, ["b", "b", "a", "a", "c"], ks=[1], queries=queries)
+    assert (found.queries, found.skipped) == (1, 2)  # a and c of the gallery are not counted
+    assert found.recall == {1: 1.0}
+
+
+def test_right_answers_are_those_of_the_gallery() -> None:
+    # The query's class has three queries and two gallery items, at ranks 1 and 3: R is 2.
+    x = np.array([[0.0], [0.0], [0.0], [1.0], [2.0], [3.0]])
+    queries = np.array([True, True, True, False, False, False])
+    found = evaluate(x, ["a", "a", "a", "a", "b", "a"], ks=[1], queries=queries)
+    assert found.r_precision == pytest.approx(1 / 2)
+    assert found.map_at_r == pytest.approx(1 / 2)
+
+
+@given(data=st.data(), n=st.integers(2, 14), d=st.integers(1, 3))
+@settings(max_examples=150, deadline=None)
+def test_queries_and_gallery_equal_a_double_loop_on_small_integers(
+    data: st.DataObject, n: int, d: int
+) -> None:
+    x = data.draw(hnp.arrays(np.float32, (n, d), elements=st.integers(-2, 2)))
+    labels = data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))
+    queries = data.draw(hnp.arrays(np.bool_, n))
+    queries[0], queries[-1], labels[0] = True, False, labels[-1]
+    assert_equals_naive(x, labels, (1, 2, 4, 20), queries)
+
+
+@pytest.mark.parametrize("offset", [0.0, 50.0], ids=["centred", "far from the origin"])
+@pytest.mark.parametrize("share", [0.1, 0.9], ids=["few queries", "many queries"])
+def test_queries_and_gallery_equal_a_double_loop_on_clusters(share: float, offset: float) -> None:
+    x, labels = clusters(11, n=120, d=8, classes=9)
+    queries = np.random.default_rng(12).random(120) < share
+    assert_equals_naive((x + offset).astype(np.float32), labels.tolist(), (1, 3, 10), queries)
+
+
+def test_order_is_exact_for_queries_far_from_a_tight_gallery() -> None:
+    """Keys of a query lose what lies below its own squared length, not that of the gallery."""
+    rng = np.random.default_rng(13)
+    x = (1 + 1e-6 * rng.standard_normal((80, 16))).astype(np.float32)
+    queries = np.arange(80) < 20
+    x[queries] += 1e4 * rng.standard_normal((20, 16)).astype(np.float32)
+    found: dict[int, list[int]] = {}
+    for rows, neighbours in nearest(x, np.where(queries, 15, 0), queries=queries):
+        found |= dict(zip(rows.tolist(), neighbours.tolist(), strict=True))
+    assert found == {row: naive_neighbours(x, row, queries)[:15] for row in range(20)}
+
+
+def test_queries_and_gallery_equal_pytorch_metric_learning() -> None:
+    torch = pytest.importorskip("torch", reason="the reference comes with the train extra")
+    pml = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
+    x, labels = clusters(14, n=400, d=16, classes=25)
+    queries = np.random.default_rng(15).random(400) < 0.5
+    labels[~queries & (labels < 3)] = 25  # queries of three classes have no answer
+    calculator = pml.AccuracyCalculator(
+        include=("precision_at_1", "r_precision", "mean_average_precision_at_r"),
+        device=torch.device("cpu"),
+    )
+    expected = calculator.get_accuracy(x[queries], labels[queries], x[~queries], labels[~queries])
+    found = evaluate(x, labels, ks=[1], queries=queries)
+    assert found.skipped == np.count_nonzero(labels[queries] < 3) > 0
+    assert found.recall[1] == pytest.approx(expected["precision_at_1"], abs=1e-9)
+    assert found.r_precision == pytest.approx(expected["r_precision"], abs=1e-9)
+    assert found.map_at_r == pytest.approx(expected["mean_average_precision_at_r"], abs=1e-9)
+
+
+def test_blocks_do_not_change_the_figures_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = clusters(16, n=200, d=8, classes=4)
+    queries = np.arange(200) % 3 == 0
+    whole = evaluate(x, labels, queries=queries)
+    monkeypatch.setattr(metrics, "BLOCK_BYTES", 20_000)
+    assert len(list(nearest(x, np.where(queries, 8, 0), queries=queries))) > 1
+    assert evaluate(x, labels, queries=queries) == whole
+
+
+def test_nmi_is_over_queries_and_gallery() -> None:
+    x, labels = clusters(17, n=120, d=8, classes=12)
+    queries = np.arange(120) < 50
+    found = evaluate(x, labels, clustering=True, queries=queries)
+    assert found.nmi == evaluate(x, labels, clustering=True).nmi
+
+
+@pytest.mark.parametrize(
+    ("queries", "message"),
+    [
+        (np.ones(4, bool), "4 of 4 items are queries and 0 the gallery"),
+        (np.zeros(4, bool), "0 of 4 items are queries and 4 the gallery"),
+        (np.ones(3, bool), r"queries are bool \[3\]: expected bool \[4\]"),
+        (np.array([0, 1]), r"queries are int64 \[2\]: expected bool \[4\]"),
+        (np.array([True, True, False, False]), "none of the 2 queries .* in the gallery of 2"),
+    ],
+)
+def test_queries_that_cannot_be_judged_are_refused(queries: Any, message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        evaluate(np.eye(4), [0, 0, 1, 1], queries=queries)
 
 
 # Laws

@@ -11,6 +11,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 
 from index.errors import ImageError, InvalidArgumentError
 from index.images import ResizeMode, decode, resize
@@ -225,10 +226,14 @@ def test_augmentation_out_of_range_is_refused(values: dict[str, float]) -> None:
 # Batches
 
 
+def whole(batch: Batch) -> Tensor:
+    return torch.cat(tuple(batch.images))
+
+
 def assert_equal(one: list[Batch], other: list[Batch]) -> None:
     assert [batch[:2] for batch in one] == [batch[:2] for batch in other]
     for a, b in zip(one, other, strict=True):
-        assert torch.equal(a.images, b.images)
+        assert torch.equal(whole(a), whole(b))
         assert torch.equal(a.labels, b.labels)
 
 
@@ -237,9 +242,9 @@ def test_batches_hold_the_sampled_photos_with_their_labels(photos: Photos) -> No
     made = list(batches(loader, sampler, epochs=range(2, 4)))
     assert [batch[:2] for batch in made] == [(2, 0), (2, 1), (3, 0), (3, 1)]
     for batch, indices in zip(made, sampler.epoch(2) + sampler.epoch(3), strict=True):
-        assert batch.images.shape == (6, 3, *SIZE)
+        assert whole(batch).shape == (6, 3, *SIZE)
         np.testing.assert_array_equal(batch.labels, photos.labels[indices])
-        for image, index in zip(batch.images, indices, strict=True):
+        for image, index in zip(whole(batch), indices, strict=True):
             assert torch.equal(image, loader[int(index), 0])
 
 
@@ -248,30 +253,75 @@ def test_batches_larger_than_what_workers_hand_over_are_put_together_in_order(
 ) -> None:
     loader = make_loader(photos)
     sampler = ClassBalancedBatches(photos.labels, classes_per_batch=3, images_per_class=13, seed=0)
-    (batch,) = batches(loader, sampler, epochs=range(1))
+    (batch,) = batches(loader, sampler, epochs=range(1), workers=1)
     expected = [loader[int(index), 0] for index in sampler.epoch(0)[0]]
     assert len(expected) == 39
-    assert torch.equal(batch.images, torch.stack(expected))
+    assert torch.equal(whole(batch), torch.stack(expected))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("piece", "sizes"), [(6, [6]), (4, [4, 2]), (1, [1] * 6)])
+def test_a_batch_comes_in_pieces(
+    photos: Photos, workers: int, piece: int, sizes: list[int]
+) -> None:
+    loader, sampler = make_loader(photos, Augmentation()), make_sampler(photos)
+    (expected, _) = batches(loader, sampler, epochs=range(1), piece=6)
+    (batch, _) = batches(loader, sampler, epochs=range(1), piece=piece, workers=workers)
+    assert [len(images) for images in batch.images] == sizes
+    assert_equal([batch], [expected])
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_photos_of_a_large_batch_are_drawn_again_rather_than_held(
+    photos: Photos, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    size = 6 * 3 * SIZE[0] * SIZE[1]
+    monkeypatch.setattr("training.augment.HELD_BYTES", size if held else size - 1)
+    drawn: list[int] = []
+
+    class Counted(PhotoLoader):
+        def __getitem__(self, key: tuple[int, int]) -> Tensor:
+            drawn.append(key[0])
+            return super().__getitem__(key)
+
+    height, width = SIZE
+    loader = Counted(photos, height=height, width=width, mode="squash", augmentation=Augmentation())
+    batch = next(batches(loader, make_sampler(photos), epochs=range(1), piece=4))
+    assert not drawn
+    first, second = whole(batch), whole(batch)
+    assert torch.equal(first, second)
+    assert len(drawn) == (6 if held else 12)
+
+
+def test_processes_share_a_batch(photos: Photos) -> None:
+    loader, sampler = make_loader(photos, Augmentation()), make_sampler(photos)
+    expected = next(batches(loader, sampler, epochs=range(1)))
+    parts = [
+        next(batches(loader, sampler, epochs=range(1), share=lambda n, part=part: part))  # type: ignore[misc]
+        for part in (slice(0, 4), slice(4, 6))
+    ]
+    assert torch.equal(torch.cat([whole(part) for part in parts]), whole(expected))
+    assert torch.equal(torch.cat([part.labels for part in parts]), expected.labels)
 
 
 def test_a_photo_looks_different_each_time_it_comes(photos: Photos) -> None:
     sampler = ClassBalancedBatches(photos.labels, classes_per_batch=3, images_per_class=8, seed=0)
     made = list(batches(make_loader(photos, Augmentation()), sampler, epochs=range(2)))
-    images = {image.numpy().tobytes() for batch in made for image in batch.images}
+    images = {image.numpy().tobytes() for batch in made for image in whole(batch)}
     assert len(images) == 2 * 24  # each photo twice an epoch
     other_seed = next(
         batches(make_loader(photos, Augmentation()), make_sampler(photos, 1), epochs=range(1))
     )
-    assert not images & {image.numpy().tobytes() for image in other_seed.images}
+    assert not images & {image.numpy().tobytes() for image in whole(other_seed)}
 
 
 @pytest.mark.parametrize("resumed_at", range(5))
 def test_a_resumed_run_gets_the_same_batches(photos: Photos, resumed_at: int) -> None:
     loader, sampler = make_loader(photos, Augmentation()), make_sampler(photos)
-    whole = list(batches(loader, sampler, epochs=range(2)))
+    uninterrupted = list(batches(loader, sampler, epochs=range(2)))
     epoch, step = divmod(resumed_at, len(sampler))
     rest = batches(loader, sampler, epochs=range(epoch, 2), first_step=step)
-    assert_equal(list(rest), whole[resumed_at:])
+    assert_equal(list(rest), uninterrupted[resumed_at:])
 
 
 def test_worker_processes_give_the_same_batches(photos: Photos) -> None:

@@ -18,8 +18,8 @@ from torchvision.datasets import StanfordCars
 
 from index.errors import DataError, ImageError, InvalidArgumentError
 from index.images import decode
+from tests.training.data_folders import judged, make_classes, shown, touch
 from training.data import (
-    Dataset,
     Photos,
     check_photos,
     check_trainable,
@@ -27,33 +27,7 @@ from training.data import (
     load_dataset,
     read_photo,
 )
-
-
-def touch(path: Path) -> Path:
-    """A file that is only listed, never decoded."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    return path
-
-
-def make_classes(root: Path, *classes: str, count: int = 2) -> None:
-    for name in classes:
-        for i in range(count):
-            touch(root / name / f"{i}.jpg")
-
-
-def shown(photos: Photos) -> list[tuple[str, str]]:
-    """(class, folder and file) of each photo."""
-    return [
-        (photos.classes[label], "/".join(path.parts[-2:]))
-        for label, path in zip(photos.labels, photos.paths, strict=True)
-    ]
-
-
-def judged(dataset: Dataset) -> Photos:
-    assert dataset.test is not None
-    return dataset.test
-
+from training.data.names import natural
 
 # Folders
 
@@ -115,11 +89,9 @@ def test_numbers_in_class_names_are_ordered_by_value(tmp_path: Path) -> None:
 
 @given(st.lists(st.text("ab0129 -é²", min_size=1, max_size=6), min_size=4, unique=True))
 def test_the_order_of_classes_depends_on_their_names_alone(names: list[str]) -> None:
-    from training.data import _natural
-
     shuffled = names.copy()
     random.Random(0).shuffle(shuffled)
-    assert sorted(names, key=_natural) == sorted(shuffled, key=_natural)
+    assert sorted(names, key=natural) == sorted(shuffled, key=natural)
 
 
 def test_the_folders_that_an_archive_unpacks_to_are_looked_through(tmp_path: Path) -> None:
@@ -269,6 +241,10 @@ def test_a_csv_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
         ("path,label,split\na/0.jpg,a,train\na/1.jpg,,train\n", "line 3: .*label ''"),
         ("path,label,split\na/0.jpg,a,val\n", "line 2: .*split 'val'"),
         ("path,label,split\na/0.jpg,a\n", "line 2: .*split ''"),
+        (
+            "path,label,split\na/0.jpg,a,train\na/1.jpg,a,train\nb/0.jpg,b,test\nb/1.jpg,b,query\n",
+            r"split test \(line 4\) and the split query \(line 5\)",
+        ),
         ("path,label,split\nx.jpg,a,train\na/0.jpg,a,train\n", "lists 1 file not found.*: x.jpg"),
         ("path,label,split\na/0.jpg,a,train\nb/0.jpg,b,test\na/1.jpg,a,test\n", "1 class is in"),
         ("path,label,split\na/0.jpg,a,train\na/../a/0.jpg,b,test\n", "one and the same file"),
@@ -281,6 +257,52 @@ def test_a_csv_file_that_cannot_be_used_is_refused(tmp_path: Path, text: str, me
     (tmp_path / "x.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match=message):
         load_dataset(tmp_path / "x.csv")
+
+
+QUERY_ROWS = [
+    *(row(f"{c}/{i}.jpg", c, "train") for c in "ab" for i in (0, 1)),
+    row("d/0.jpg", "d", "gallery"),
+    row("c/1.jpg", "c", "query"),
+    row("c/0.jpg", "c", "gallery"),
+    row("d/1.jpg", "d", "query"),
+]
+
+
+def test_a_csv_file_may_have_queries_and_a_gallery(tmp_path: Path) -> None:
+    make_classes(tmp_path, *"abcd")
+    dataset = load_dataset(write_csv(tmp_path / "x.csv", QUERY_ROWS))
+    assert (dataset.protocol, dataset.layout) == ("csv-query-gallery 2/2", "csv")
+    assert dataset.queries is not None
+    assert dataset.queries.dtype == np.bool_
+    queries = zip(shown(judged(dataset)), dataset.queries, strict=True)
+    assert [photo for photo, query in queries if query] == [("c", "c/1.jpg"), ("d", "d/1.jpg")]
+    assert len(judged(dataset)) == 4
+
+
+def test_a_csv_file_without_them_has_no_queries(tmp_path: Path) -> None:
+    make_classes(tmp_path, *"abcd")
+    rows = [{**each, "split": each["split"].replace("query", "test").replace("gallery", "test")}
+            for each in QUERY_ROWS]  # fmt: skip
+    dataset = load_dataset(write_csv(tmp_path / "x.csv", rows))
+    assert (dataset.protocol, dataset.queries) == ("csv 2/2", None)
+
+
+@pytest.mark.parametrize(("only", "lacking"), [("query", "no gallery"), ("gallery", "no query")])
+def test_queries_without_a_gallery_are_refused(tmp_path: Path, only: str, lacking: str) -> None:
+    make_classes(tmp_path, *"abcd")
+    rows = [each for each in QUERY_ROWS if each["split"] in ("train", only)]
+    with pytest.raises(DataError, match=f"x has 2 test photos, but {lacking}"):
+        load_dataset(write_csv(tmp_path / "x.csv", rows))
+
+
+def test_queries_and_gallery_are_not_split_anew(tmp_path: Path) -> None:
+    make_classes(tmp_path, *"abcd")
+    file = write_csv(tmp_path / "x.csv", QUERY_ROWS)
+    with pytest.raises(DataError, match="--train-classes 3 would split anew"):
+        load_dataset(file, train_classes="3")
+    shared = write_csv(tmp_path / "y.csv", [*QUERY_ROWS[:-1], row("d/1.jpg", "a", "query")])
+    with pytest.raises(DataError, match=r"1 class is in both .*: a\. .* to one side\.$"):
+        load_dataset(shared)
 
 
 # Cars196

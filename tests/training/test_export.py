@@ -22,8 +22,10 @@ from index.files import sha256_file
 from index.model import CARD_FILE, GRAPH_FILE, Model, ModelCard
 from tests.photos import picture
 from tests.tiny_model import make_model_folder
-from training.export import WEIGHTS_FILE, InferenceNetwork, ParityError, check_parity, export
-from training.network import Backbone, EmbeddingNetwork
+from training.backbones import Backbone
+from training.export import WEIGHTS_FILE, ParityError, check_parity, export
+from training.inference import InferenceNetwork
+from training.network import EmbeddingNetwork
 from training.whitening import Whitening
 
 SIDE = 32

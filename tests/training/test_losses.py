@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from index.errors import InvalidArgumentError
-from training.losses import BatchStatistics, DeepSpectralClusteringLoss, solve
+from training.losses import (
+    BatchStatistics,
+    DeepSpectralClusteringLoss,
+    NonFiniteEmbeddingsError,
+    solve,
+)
 
 SETTINGS = [
     pytest.param(
@@ -190,6 +195,62 @@ def test_rows_get_their_gradient_from_the_statistics_of_all_chunks(options: dict
     value, gradient = value_and_gradient(DeepSpectralClusteringLoss(**options), F, labels)
     torch.testing.assert_close(solution.loss, value, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(in_chunks, gradient, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("options", SETTINGS)
+def test_a_part_of_a_batch_gets_its_loss_and_gradient_from_the_statistics_of_all(
+    options: dict,
+) -> None:
+    F, labels = batch(11)
+    labels = 10 * labels + 3
+    loss = DeepSpectralClusteringLoss(**options)
+    expected, expected_gradient = value_and_gradient(loss, F, labels)
+    classes = torch.tensor([3, 13, 23, 33, 43])  # the last is absent
+    parts = [(F[:4], labels[:4]), (F[4:], labels[4:])]
+    total = BatchStatistics.of(F, labels // 10, 5)
+    gradients = []
+    for rows, names in parts:
+        seen = []
+
+        def reduce(statistics: BatchStatistics, seen: list = seen) -> BatchStatistics:
+            seen.append(statistics)
+            return total
+
+        rows = rows.detach().clone().requires_grad_()
+        value = loss(rows, names, classes=classes, reduce=reduce)
+        value.backward()
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12)
+        assert rows.grad is not None
+        gradients.append(rows.grad)
+        own = BatchStatistics.of(rows.detach(), names // 10, 5)
+        torch.testing.assert_close(vars(seen[0]), vars(own))
+    torch.testing.assert_close(torch.cat(gradients), expected_gradient, rtol=1e-9, atol=1e-11)
+
+
+def test_a_part_is_too_small_only_if_the_batch_is() -> None:
+    F, labels = batch(12)
+    loss = DeepSpectralClusteringLoss()
+    classes = torch.arange(4)
+    total = BatchStatistics.of(F, labels, 4)
+    loss(F[:1], labels[:1], classes=classes, reduce=lambda statistics: total)
+    small = BatchStatistics.of(F[:5], labels[:5], 4)
+    with pytest.raises(InvalidArgumentError, match="batch of 5 images"):
+        loss(F[:1], labels[:1], classes=classes, reduce=lambda statistics: small)
+
+
+def test_embeddings_that_are_not_finite_are_an_error_in_every_part() -> None:
+    F, labels = batch(13)
+    total = BatchStatistics.of(F * math.nan, labels, 4)
+    with pytest.raises(NonFiniteEmbeddingsError, match="0 of 4 embeddings of this process"):
+        DeepSpectralClusteringLoss()(
+            F[:4], labels[:4], classes=torch.arange(4), reduce=lambda statistics: total
+        )
+
+
+def test_a_label_that_is_no_class_of_the_batch_is_an_error() -> None:
+    F, labels = batch(14)
+    with pytest.raises(InvalidArgumentError, match=r"labels \[2, 3\] are not among the 3 classes"):
+        DeepSpectralClusteringLoss()(F, labels, classes=torch.tensor([0, 1, 5]))
 
 
 @pytest.mark.parametrize("center", [False, True])

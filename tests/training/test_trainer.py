@@ -30,17 +30,23 @@ from service.cli import dscl
 from tests.photos import encoded, picture, write_photo
 from tests.service.running import DEADLINE_S, DSCL, clean_environment
 from training import trainer
-from training.network import Backbone, EmbeddingNetwork
+from training.augment import in_order
+from training.backbones import Backbone
+from training.finish import finish
+from training.inference import InferenceNetwork
+from training.machine import Machine
+from training.network import EmbeddingNetwork
+from training.preparation import build_network, resume_network
 from training.run import Checkpoint, Run, RunError
 from training.settings import TrainSettings
 from training.stop import Stopped, stop_on_signals
-from training.trainer import NonFiniteError, finish, resume_network, schedule, train
+from training.trainer import NonFiniteError, schedule, train
 
 CLASSES = 6
 PER_CLASS = 6
 
-#: 4 classes of 6 learn in 2 steps of 4 × 3 photos an epoch, 6 forward passes for each: two passes
-#: over 3 chunks.
+#: 4 classes of 6 learn in 2 steps of 4 × 3 photos an epoch, 5 forward passes for each: 3 chunks,
+#: and all but the first once more.
 TINY: dict[str, Any] = {
     "backbone": "small_cnn",
     "weights": "none",
@@ -50,12 +56,15 @@ TINY: dict[str, Any] = {
     "batch_size": 12,
     "images_per_class": 3,
     "chunk_size": 5,
+    "activations_mb": 0,
     "validation_classes": 2,
     "lr": 1e-2,
     "backbone_lr": 2e-3,
     "device": "cpu",
+    "workers": 0,
+    "baseline": False,
 }
-FORWARDS_A_STEP = 6
+FORWARDS_A_STEP = 5
 FORWARDS_AN_EPOCH = 2 * FORWARDS_A_STEP
 
 
@@ -117,12 +126,12 @@ def go_on(run: Run) -> Outcome:
     """Train to the end, but leave ONNX out, which takes longer than all the rest."""
     outcome = Outcome(run, [])
 
-    def keep(network: nn.Module, *_: object, **__: object) -> SimpleNamespace:
+    def keep(network: InferenceNetwork, *_: object, **__: object) -> SimpleNamespace:
         outcome.exported = network.state_dict()
         return SimpleNamespace(sha256="0" * 64)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "export", keep)
+        patch.setattr("training.finish.export", keep)
         train(run, echo=outcome.said.append)
     return outcome
 
@@ -165,7 +174,8 @@ def finished(cars: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 def test_a_run_leaves_settings_metrics_checkpoint_events_and_model(finished: Outcome) -> None:
     run = finished.run
     assert {path.name for path in run.path.iterdir()} == {
-        "settings.json", "metrics.jsonl", "checkpoints", "tensorboard", "model"
+        "settings.json", "run.json", "metrics.jsonl", "checkpoints", "tensorboard", "model",
+        "evaluation", "report.html",
     }  # fmt: skip
     assert Run.open(run.path).settings == run.settings
     assert [path.name for path in run.checkpoint_file.parent.iterdir()] == ["last.pt"]
@@ -237,9 +247,9 @@ def test_the_models_weights_are_those_of_the_last_checkpoint(finished: Outcome) 
 def test_the_run_says_what_it_does_with_the_data(finished: Outcome) -> None:
     [training] = [text for text in finished.said if text.startswith("Training ")]
     for fact in (
-        "small_cnn (none weights) on folders 6/2",
+        "small_cnn (none weights) with dscl on folders 6/2",
         "24 photos of 4 classes, 12 photos of 2 classes held out",
-        "4 classes × 3 photos = 12 in chunks of 5, 2 steps an epoch, 12 epochs, on cpu",
+        "4 classes × 3 photos = 12 in chunks of 5, 2 steps an epoch, 12 epochs.",
         f"A random embedding has loss {finished.run.metrics()[0]['random_level']:.3f}.",
     ):
         assert fact in training
@@ -298,8 +308,8 @@ def test_classes_held_out_never_influence_the_weights(
 
 
 def interrupt_at(forwards: list[int], number: signal.Signals) -> Callable[..., EmbeddingNetwork]:
-    """Stand in for ``trainer._network``: the signal comes during these forward passes, from 1."""
-    build = trainer._network
+    """Stand in for ``build_network``: the signal comes during these forward passes, from 1."""
+    build = trainer.build_network
 
     def network(settings: TrainSettings) -> EmbeddingNetwork:
         made = build(settings)
@@ -311,7 +321,7 @@ def interrupt_at(forwards: list[int], number: signal.Signals) -> Callable[..., E
             if count in forwards:
                 signal.raise_signal(number)
 
-        made.register_forward_hook(ring)
+        made.backbone.register_forward_hook(ring)
         return made
 
     return network
@@ -323,7 +333,7 @@ def stop_and_resume(
     """Stop the run at these forward passes, each counted from where it was continued."""
     for forward in stops:
         with monkeypatch.context() as patch:
-            patch.setattr(trainer, "_network", interrupt_at([forward], number))
+            patch.setattr(trainer, "build_network", interrupt_at([forward], number))
             with pytest.raises(Stopped):
                 go_on(run)
     return go_on(Run.open(run.path))
@@ -355,7 +365,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_never_was(
 def test_dropout_and_batch_norm_go_on_as_if_nothing_had_been(
     cars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"backbone": "mobilenet_v3_small", "epochs": 2, "validation_classes": 0}
+    settings = {"backbone": "mobilenet_v3_small", "epochs": 1, "validation_classes": 0}
     network = Backbone("mobilenet_v3_small")
     assert any(isinstance(module, nn.Dropout) for module in network.modules())
     undisturbed = run_to_the_end(tmp_path / "undisturbed", cars, **settings)
@@ -373,10 +383,12 @@ def test_a_stop_during_the_last_figures_loses_nothing(
         nonlocal passes
         passes += 1
 
-    build = trainer._network
+    build = trainer.build_network
     with monkeypatch.context() as patch:
         patch.setattr(
-            trainer, "_network", lambda s: (n := build(s), n.register_forward_hook(count))[0]
+            trainer,
+            "build_network",
+            lambda s: (n := build(s), n.backbone.register_forward_hook(count))[0],
         )
         run_to_the_end(tmp_path / "counted", cars)
     run = open_run(tmp_path / "run", cars)
@@ -404,9 +416,13 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
 
 
 def command_line(data: Path, out: Path, **changed: Any) -> list[str]:
-    options = [
-        f"--{name.replace('_', '-')}={value}" for name, value in (TINY | changed).items()
-    ]  # fmt: skip
+    options = []
+    for name, value in (TINY | changed).items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            options.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            options.append(f"--{option}={value}")
     return ["train", f"--data={data}", f"--out={out}", *options]
 
 
@@ -432,7 +448,7 @@ def dscl_stopped_by(
 
 
 #: Long enough not to be over before the signal arrives.
-LONG = {"epochs": 60, "validation_classes": 0}
+LONG = {"epochs": 25, "validation_classes": 0}
 
 
 @pytest.fixture(scope="module")
@@ -452,9 +468,9 @@ def test_ctrl_c_stops_a_run_and_its_workers_and_resume_ends_it_as_if_nothing_had
         f"Stopped. Continue with: dscl train --resume {out}",
     ]
     run = Run.open(out)
-    assert 1 <= run.load().epoch < 60
+    assert 1 <= run.load().epoch < 25
     assert not run.model_folder.exists()
-    # Neither the run nor the workers' number may matter, so the rest is done without.
+    # The number of workers does not matter, so the rest is done without.
     resumed = go_on(Run(out, TrainSettings.from_dict(run.settings.to_dict() | {"workers": 0})))
     assert_same_course(resumed, long)
 
@@ -580,7 +596,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_last_good_step(
     # Two epochs' passes, and those of two validations' photos: one for each part.
     with monkeypatch.context() as patch:
         forward = FORWARDS_AN_EPOCH + 2 + FORWARDS_A_STEP + 1
-        patch.setattr(trainer, "_network", interrupt_at([forward], signal.SIGINT))
+        patch.setattr(trainer, "build_network", interrupt_at([forward], signal.SIGINT))
         with pytest.raises(Stopped):
             go_on(kept)
     for name, value in vars(kept.load()).items():
@@ -662,7 +678,7 @@ def test_a_tenth_of_the_classes_is_held_out_unless_told_otherwise(tmp_path: Path
 
 def initial(settings: TrainSettings) -> dict[str, Tensor]:
     torch.manual_seed(settings.seed)
-    return copy.deepcopy(trainer._network(settings).state_dict())
+    return copy.deepcopy(build_network(settings).state_dict())
 
 
 def changed(outcome: Outcome) -> set[str]:
@@ -691,18 +707,6 @@ def test_frozen_parameters_stay_to_the_bit(cars: Path, tmp_path: Path) -> None:
     assert parts == {"features.4", "features.6", "features.8", "head.weigh", "head.bias"}
 
 
-def test_every_parameter_has_one_rate_and_only_matrices_decay() -> None:
-    settings = TrainSettings(**TINY, weight_decay=0.3)
-    network = trainer._network(settings)
-    groups = trainer._parameter_groups(network, settings)
-    found = {id(p): (group["lr"], group["weight_decay"]) for group in groups
-             for p in group["params"]}  # fmt: skip
-    assert len(found) == sum(len(group["params"]) for group in groups)
-    for name, parameter in network.named_parameters():
-        rate = settings.lr if name.startswith("head.") else settings.backbone_lr
-        assert found[id(parameter)] == (rate, 0.3 if parameter.ndim > 1 else 0.0)
-
-
 def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     assert schedule(0, 0.2) == pytest.approx(0.05)
     assert schedule(0.1, 0.2) == pytest.approx(0.525)
@@ -716,21 +720,25 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert trainer.choose_device(TrainSettings()).type == "cpu"
+    assert Machine.choose(TrainSettings()).device.type == "cpu"
     with pytest.raises(DsclError, match="--device is cuda, and torch finds no CUDA device"):
-        trainer.choose_device(TrainSettings(device="cuda"))
+        Machine.choose(TrainSettings(device="cuda"))
 
 
-def test_workers_embed_the_same(cars: Path) -> None:
-    settings = TrainSettings(**TINY)
-    network = trainer._network(settings)
-    photos = trainer.load_dataset(cars).train
-    alone, helped = (
-        trainer._embed(
-            TrainSettings(**(TINY | {"workers": workers})), network, photos,
-            torch.device("cpu"), "Embedding",
-        )
-        for workers in (0, 1)
-    )  # fmt: skip
-    assert_same(helped, alone)
-    assert alone.shape == (CLASSES * PER_CLASS, settings.dim)
+def test_workers_load_for_embedding_too(
+    cars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run_to_the_end(tmp_path / "done", cars, epochs=1)
+    asked: list[int] = []
+
+    def here(*arguments: Any, workers: int, **options: Any) -> Any:
+        asked.append(workers)
+        return in_order(*arguments, **options)
+
+    monkeypatch.setattr("training.embed.in_order", here)
+    monkeypatch.setattr(trainer, "batches", lambda *_, **__: iter(()))  # nothing to learn
+    run = open_run(tmp_path / "run", cars, workers=3, epochs=1)
+    run.save(done.checkpoint)
+    go_on(run)
+    # Training and held-out photos to validate, training and test photos at the end.
+    assert asked == [3] * 4

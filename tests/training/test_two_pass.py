@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -65,6 +66,7 @@ def compare(
     chunk_size: int,
     *,
     loss: Loss | None = None,
+    activation_bytes: int = 0,
     rtol: float = 1e-9,
     atol: float = 1e-11,
 ) -> None:
@@ -76,7 +78,15 @@ def compare(
     expected = one_pass(reference, images, labels, loss, chunk_size)
     expected_random = torch.rand(3)
     torch.manual_seed(2)
-    value = backward(network, images, labels, loss, chunk_size=chunk_size, device="cpu")
+    value = backward(
+        network,
+        images,
+        labels,
+        loss,
+        chunk_size=chunk_size,
+        device="cpu",
+        activation_bytes=activation_bytes,
+    )
     random = torch.rand(3)
 
     assert not value.requires_grad
@@ -89,12 +99,19 @@ def compare(
     assert torch.equal(random, expected_random)
 
 
-@given(n=st.integers(7, 30), chunk_size=st.integers(2, 32), frozen=st.booleans())
+@given(
+    n=st.integers(7, 30),
+    chunk_size=st.integers(2, 32),
+    frozen=st.booleans(),
+    # A chunk of these takes some 20 to 100 KB.
+    activation_bytes=st.sampled_from([0, 50_000, 100_000, 200_000, 10**9]),
+)
 @settings(max_examples=40, deadline=None)
 def test_gradients_buffers_and_random_state_are_those_of_one_pass(
-    n: int, chunk_size: int, frozen: bool
+    n: int, chunk_size: int, frozen: bool, activation_bytes: int
 ) -> None:
-    compare(build_network(frozen_statistics=frozen), n, chunk_size)
+    network = build_network(frozen_statistics=frozen)
+    compare(network, n, chunk_size, activation_bytes=activation_bytes)
 
 
 def test_gradients_of_float32_agree_up_to_rounding() -> None:
@@ -161,9 +178,11 @@ def test_gradients_are_added_to_those_already_there() -> None:
         (8, None, 8, [8]),
         (8, None, 100, [8]),
         (8, [3, 3, 2], 8, [8]),
-        (9, None, 4, [4, 4, 1] * 2),
-        (9, [4, 5], 4, [4, 4, 1] * 2),
-        (9, [3, 6], 4, [3, 4, 2] * 2),
+        # All but the first once more
+        (9, None, 4, [4, 4, 1, 4, 1]),
+        (9, [4, 5], 4, [4, 4, 1, 4, 1]),
+        (9, [3, 6], 4, [3, 4, 2, 4, 2]),
+        (9, [6, 3], 4, [4, 2, 3, 2, 3]),
     ],
 )
 def test_forward_passes_are_no_larger_than_asked_and_a_single_one_suffices_if_it_can(
@@ -185,13 +204,51 @@ def test_forward_passes_are_no_larger_than_asked_and_a_single_one_suffices_if_it
     assert seen == expected
 
 
-def test_first_pass_keeps_no_activations() -> None:
-    network = build_network()
+@pytest.mark.parametrize(
+    ("activation_bytes", "once"),
+    [(0, 1), (19_999, 1), (20_000, 2), (35_000, 3), (39_999, 3), (40_000, 4), (10**9, 4)],
+)
+def test_chunks_are_embedded_once_as_far_as_their_activations_fit(
+    activation_bytes: int, once: int
+) -> None:
+    # What the second layer keeps is its input: 5 × 250 numbers of 8 bytes a chunk.
+    network = nn.Sequential(nn.Flatten(), nn.Linear(8, 250), nn.Linear(250, 4)).double()
+    with_graph: list[bool] = []
+    network.register_forward_hook(lambda _, __, output: with_graph.append(output.requires_grad))
+    backward(
+        network,
+        torch.randn(20, 2, 4, dtype=torch.float64),
+        torch.arange(20),
+        lambda f, _: f.square().sum(),
+        chunk_size=5,
+        device="cpu",
+        activation_bytes=activation_bytes,
+    )
+    again = 4 - once
+    assert with_graph == [True] * once + [False] * again + [True] * again
+
+
+def test_images_that_are_made_when_asked_for_are_made_at_most_twice() -> None:
     images, labels = batch(20)
-    alive: list[bool] = []
-    network.register_forward_hook(lambda _, __, output: alive.append(output.requires_grad))
-    backward(network, images, labels, DeepSpectralClusteringLoss(), chunk_size=7, device="cpu")
-    assert alive == [False] * 3 + [True] * 3
+    made: list[int] = []
+
+    class Drawn(Sequence[Tensor]):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, i: Any) -> Any:
+            made.append(i)
+            return images.split(7)[i]
+
+    network = build_network(frozen_statistics=True)
+    reference = copy.deepcopy(network)
+    for each, given_images in ((network, Drawn()), (reference, images)):
+        torch.manual_seed(5)
+        backward(
+            each, given_images, labels, DeepSpectralClusteringLoss(), chunk_size=7, device="cpu"
+        )
+    assert made == [0, 1, 2, 1, 2]
+    torch.testing.assert_close(gradients(network), gradients(reference), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("chunk_size", [7, 20], ids=["two passes", "one pass"])
@@ -211,23 +268,6 @@ def test_autocast_covers_the_network_and_not_the_loss(chunk_size: int) -> None:
     )
     assert set(inside) == {torch.bfloat16}
     assert all(gradient.dtype == torch.float32 for gradient in gradients(network).values())
-
-
-def test_buffers_are_restored_when_a_pass_fails() -> None:
-    network = build_network()
-    before = copy.deepcopy(dict(network.named_buffers()))
-    calls: list[None] = []
-
-    def stop_at_second(*_: object) -> None:
-        calls.append(None)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-
-    network.register_forward_pre_hook(stop_at_second)
-    images, labels = batch(20)
-    with pytest.raises(KeyboardInterrupt):
-        backward(network, images, labels, DeepSpectralClusteringLoss(), chunk_size=7, device="cpu")
-    torch.testing.assert_close(dict(network.named_buffers()), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,203 @@
+"""DSCL against the best losses of pytorch-metric-learning, on the same photos at the same cost.
+
+    python benchmarks/losses.py --data cars196 --weights mobilenet_v2-imagenet.pth
+
+Every run has the same backbone, d, resolution, augmentation, schedule, number of photos and
+threads, and the same export; only the loss, its batches and its rates differ, each as tuned on
+training classes held out (see docs/recipe.md). Runs that are done are kept, so it can be stopped
+and started again. Writes losses.json and losses.svg beside the table that it prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+#: What all runs share, but data, weights, epochs and seed.
+COMMON = {
+    "backbone": "mobilenet_v2",
+    "dim": 128,
+    "size": 160,
+    "train-size": 128,
+    "freeze-until": "features.7",
+    "validation-classes": 0,
+    "whitening": "within-class",
+    "whitening-ridge": 1.0,
+}
+
+#: What is each loss's own, tuned on classes 083–098 of the training half.
+LOSSES: dict[str, dict[str, Any]] = {
+    "dscl": {},
+    "proxy-anchor": {},
+    "multi-similarity": {},
+    "triplet": {},
+    "arcface": {},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="labelled photos, train and test")
+    parser.add_argument("--weights", type=Path, required=True, help="state dict of MobileNetV2")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--losses", default=",".join(LOSSES))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side")
+    parser.add_argument("--runs", type=Path, default=Path("runs/losses"), help="run folders")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    arguments = parser.parse_args()
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    losses = arguments.losses.split(",")
+
+    # Seed by seed, so that the losses take turns on a machine that others use too
+    todo = [(loss, seed) for seed in seeds for loss in losses]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        results = list(pool.map(lambda job: run(*job, arguments), todo))
+    table = summarise(losses, seeds, results)
+    report = {
+        "command": " ".join(["python", *sys.argv]),
+        "common": COMMON,
+        "losses": {loss: LOSSES[loss] for loss in losses},
+        "epochs": arguments.epochs,
+        "runs": results,
+        "summary": table,
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "losses.json").write_text(json.dumps(report, indent=1) + "\n")
+    plot(table, arguments.out / "losses.svg")
+    show(table)
+
+
+def run(loss: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One training run; its figures, and what it cost."""
+    folder = arguments.runs / f"{loss}-{arguments.epochs}-{seed}"
+    costs = folder / "costs.json"
+    if not costs.exists():
+        options = COMMON | LOSSES[loss] | {"epochs": arguments.epochs, "seed": seed}
+        command = [sys.executable, "-m", "training", "--loss", loss, "--out", str(folder)]
+        command += ["--data", str(arguments.data), "--weights", str(arguments.weights)]
+        for key, value in options.items():
+            command += [f"--{key}", str(value)]
+        resume = [sys.executable, "-m", "training", "--resume", str(folder)]
+        started = folder.exists()
+        began = time.monotonic()
+        log = folder.with_suffix(".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                resume if started else command,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdout=output,
+                stderr=output,
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"{' '.join(command)} failed, see {log}")
+        cost = {
+            "command": " ".join(command[1:]),
+            "wall_s": time.monotonic() - began,
+            "cpu_s": usage.ru_utime + usage.ru_stime,
+            "whole": not started,
+        }
+        costs.write_text(json.dumps(cost))
+    evaluation = json.loads((folder / "evaluation" / "evaluation.json").read_text())
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    figures = (f"{row['name']} {100 * row['recall']['1']:.1f}" for row in evaluation["rows"])
+    print(f"{loss}, seed {seed}, R@1: {'; '.join(figures)}", file=sys.stderr, flush=True)
+    return {
+        "loss": loss,
+        "seed": seed,
+        "protocol": evaluation["protocol"],
+        "rows": evaluation["rows"],
+        "images_per_s": statistics.median(line["images_per_s"] for line in metrics),
+        **json.loads(costs.read_text()),
+    }
+
+
+def summarise(
+    losses: list[str], seeds: list[int], results: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Mean and spread over the seeds, for the head and for the features."""
+    table = []
+    for loss in losses:
+        runs = [result for result in results if result["loss"] == loss]
+        for kind in ("features", "head"):
+            rows = [pick(result["rows"], kind) for result in runs]
+            recalls = {k: [100 * row["recall"][k] for row in rows] for k in ("1", "2", "4", "8")}
+            table.append(
+                {
+                    "loss": loss,
+                    "embedding": kind,
+                    "seeds": len(seeds),
+                    "recall": {k: statistics.mean(values) for k, values in recalls.items()},
+                    "recall_1_low": min(recalls["1"]),
+                    "recall_1_high": max(recalls["1"]),
+                    "map_at_r": statistics.mean(100 * row["map_at_r"] for row in rows),
+                    "images_per_s": statistics.median(run["images_per_s"] for run in runs),
+                }
+            )
+    return table
+
+
+def pick(rows: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """The row of the trained features or of the head."""
+    found = [
+        row for row in rows[:2] if ("backbone features" in row["name"]) == (kind == "features")
+    ]
+    return found[0]
+
+
+def show(table: list[dict[str, Any]]) -> None:
+    print("| loss | embedding | R@1 (least … most) | R@2 | R@4 | R@8 | MAP@R | photos/s |")
+    print("|---|---|---|---|---|---|---|---|")
+    for line in sorted(table, key=lambda line: (line["embedding"], -line["recall"]["1"])):
+        recall = line["recall"]
+        print(
+            f"| {line['loss']} | {line['embedding']} | {recall['1']:.1f} "
+            f"({line['recall_1_low']:.1f} … {line['recall_1_high']:.1f}) | {recall['2']:.1f} | "
+            f"{recall['4']:.1f} | {recall['8']:.1f} | {line['map_at_r']:.1f} | "
+            f"{line['images_per_s']:.0f} |"
+        )
+
+
+def plot(table: list[dict[str, Any]], path: Path) -> None:
+    """R@1 of each loss with the spread of its seeds."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
+    for axis, kind, title in zip(
+        axes, ("features", "head"), ("backbone features", "head, d = 128"), strict=True
+    ):
+        lines = sorted(
+            (line for line in table if line["embedding"] == kind),
+            key=lambda line: line["recall"]["1"],
+        )
+        middles = [line["recall"]["1"] for line in lines]
+        errors = [
+            [m - line["recall_1_low"] for m, line in zip(middles, lines, strict=True)],
+            [line["recall_1_high"] - m for m, line in zip(middles, lines, strict=True)],
+        ]
+        colors = ["#c2410c" if line["loss"] == "dscl" else "#64748b" for line in lines]
+        axis.bar(range(len(lines)), middles, yerr=errors, color=colors, capsize=4)
+        axis.set_xticks(range(len(lines)), [line["loss"] for line in lines], rotation=20)
+        axis.set_title(title)
+        axis.spines[["top", "right"]].set_visible(False)
+    low = min(line["recall_1_low"] for line in table)
+    axes[0].set_ylim(max(0, 10 * (low // 10) - 10), None)
+    axes[0].set_ylabel("recall@1, %")
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()

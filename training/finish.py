@@ -1,0 +1,266 @@
+"""What follows the last step: whitening, figures on classes never learned from, export, report.
+
+Also the figures on the way: recall on held-out classes after an epoch, and what the backbone
+reached before it learned anything.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from index.files import write_atomically
+from index.metrics import RetrievalMetrics, evaluate
+from index.model import ModelCard
+from training.backbones import Backbone
+from training.data import Dataset, Photos
+from training.embed import embed
+from training.evaluation import KS, row, write_evaluation
+from training.export import export
+from training.feature_cache import cached_features
+from training.inference import Features, InferenceNetwork, chosen
+from training.inputs import evaluation_loader, side, split
+from training.machine import Machine
+from training.network import EmbeddingNetwork
+from training.report import write_report
+from training.run import Run
+from training.settings import Embedding, TrainSettings
+from training.transductive import evaluate_transductive
+from training.whitening import Whitening
+
+__all__ = ["finish", "frozen_features", "measure_baseline", "recalls", "validate"]
+
+Echo = Callable[[str], object]
+
+#: Ridge of the baseline's whitening: near the best for features of ImageNet networks.
+BASELINE_RIDGE = 0.1
+
+
+def finish(
+    run: Run,
+    dataset: Dataset,
+    network: EmbeddingNetwork,
+    machine: Machine,
+    *,
+    echo: Echo = print,
+) -> ModelCard:
+    """Whiten with the training photos, measure on the test classes once, export and report."""
+    settings = run.settings
+    known = _features(run, dataset.train, network, machine, "Whitening")
+    # The embedding that is exported, and after it the other one that the network has to offer
+    order: list[Embedding] = sorted(
+        get_args(Embedding), key=lambda embedding: embedding != settings.embedding
+    )
+    whitenings = {
+        embedding: _whitening(
+            settings, chosen(known, network.head, embedding), dataset.train.labels
+        )
+        for embedding in order
+    }
+    whitening = whitenings[settings.embedding]
+
+    photos, queries, protocol = _judges(dataset, settings)
+    measured: dict[str, Any] = {}
+    if photos is not None:
+        tested = _features(run, photos, network, machine, "Test classes")
+        judged = {
+            embedding: _unit(whitenings[embedding].apply(chosen(tested, network.head, embedding)))
+            for embedding in order
+        }
+        nmi = settings.transductive
+        rows = [
+            row(
+                f"{settings.loss}, {_describe(embedding, judged[embedding].shape[1])}",
+                evaluate(judged[embedding], photos.labels, ks=KS, clustering=nmi, queries=queries),
+            )
+            for embedding in order
+        ]
+        measured = {key: value for key, value in rows[0].items() if key != "name"}
+        if settings.transductive:
+            raw = chosen(tested, network.head, settings.embedding).double().numpy()
+            spectral = evaluate_transductive(raw, photos.labels, ks=KS, queries=queries)
+            name = f"{settings.loss}, transductive (normalised spectral clustering)"
+            rows.append(row(name, spectral))
+        rows += _baseline_rows(run)
+        for line in rows:
+            echo(f"Test ({protocol}), {line['name']}: {_figures(line)}")
+        also: dict[str, NDArray[Any]] = {}
+        if settings.save_embeddings:
+            trained = whitening.apply(chosen(known, network.head, settings.embedding))
+            also = {"train_embeddings": _unit(trained), "train_labels": dataset.train.labels}
+        write_evaluation(
+            run.evaluation_folder,
+            protocol=protocol,
+            photos=photos,
+            embeddings=judged[settings.embedding],
+            rows=rows,
+            queries=queries,
+            also=also,
+        )
+    card = export(
+        InferenceNetwork.trained(
+            network, whitening, embedding=settings.embedding, mirror=settings.mirror
+        ),
+        run.model_folder,
+        name=_name(settings),
+        height=side(settings),
+        width=side(settings),
+        resize=settings.resize,
+        facts={
+            "loss": settings.loss,
+            "dataset": dataset.name,
+            "protocol": protocol,
+            "metrics": measured,
+            "settings": settings.to_dict(),
+            "seed": settings.seed,
+        },
+        weights=network.state_dict(),
+    )
+    echo(f"Exported {run.model_folder} ({card.sha256[:12]}…), the same as the network.")
+    echo(f"Report: {write_report(run.path)}")
+    shutil.rmtree(_own_features(run), ignore_errors=True)
+    return card
+
+
+def validate(
+    settings: TrainSettings,
+    network: EmbeddingNetwork,
+    photos: Photos,
+    held_out: Photos,
+    machine: Machine,
+) -> RetrievalMetrics:
+    """Figures on classes held out of training, whitened with some of the training photos."""
+    width = settings.dim if settings.embedding == "head" else network.backbone.features
+    # Enough photos for the covariance, spread over all classes.
+    keep = np.zeros(len(photos), np.bool_)
+    keep[np.linspace(0, len(photos) - 1, min(len(photos), max(8 * width, 1))).astype(int)] = True
+    some = photos.subset(keep)
+    module = Features(network.backbone, mirror=settings.mirror)
+
+    def features(of: Photos, description: str) -> Tensor:
+        loader = evaluation_loader(settings, of)
+        embedded = embed(module, loader, machine.device, description, workers=machine.workers)
+        return chosen(embedded, network.head, settings.embedding)
+
+    whitening = _whitening(settings, features(some, "Whitening"), some.labels)
+    embeddings = _unit(whitening.apply(features(held_out, "Held-out classes")))
+    return evaluate(embeddings, held_out.labels, ks=KS)
+
+
+def measure_baseline(
+    run: Run, dataset: Dataset, backbone: Backbone, machine: Machine, *, echo: Echo
+) -> None:
+    """Figures of the backbone as it is, whitened; once in a run."""
+    photos, queries, protocol = _judges(dataset, run.settings)
+    if photos is None or _baseline_file(run).exists():
+        return
+    known = Tensor(frozen_features(run, dataset.train, backbone, machine))
+    whitening = Whitening.fit(known, ridge=BASELINE_RIDGE)
+    features = Tensor(frozen_features(run, photos, backbone, machine))
+    metrics = evaluate(
+        _unit(whitening.apply(features)),
+        photos.labels,
+        ks=KS,
+        clustering=run.settings.transductive,
+        queries=queries,
+    )
+    line = row("frozen backbone, whitened", metrics)
+    write_atomically(_baseline_file(run), (json.dumps(line) + "\n").encode())
+    echo(f"Before training ({protocol}): {_figures(line)}")
+
+
+def frozen_features(
+    run: Run, photos: Photos, backbone: Backbone, machine: Machine
+) -> NDArray[np.floating[Any]]:
+    """Features (n, p) of a backbone that has not been trained, from the cache if they are there."""
+    folder = run.settings.feature_cache
+    return cached_features(
+        backbone,
+        evaluation_loader(run.settings, photos),
+        folder=_own_features(run) if folder is None else Path(folder),
+        device=machine.device,
+        description="Frozen features",
+    )
+
+
+def recalls(metrics: RetrievalMetrics) -> str:
+    """As people read them."""
+    return ", ".join(f"R@{k} {100 * value:.1f} %" for k, value in metrics.recall.items())
+
+
+def _judges(
+    dataset: Dataset, settings: TrainSettings
+) -> tuple[Photos | None, NDArray[np.bool_] | None, str]:
+    """Photos that judge, which of them are queries, and the protocol's name."""
+    if dataset.test is not None:
+        return dataset.test, dataset.queries, dataset.protocol
+    held_out = split(dataset, settings)[1]
+    return held_out, None, f"{dataset.protocol}, held-out training classes"
+
+
+def _features(
+    run: Run, photos: Photos, network: EmbeddingNetwork, machine: Machine, description: str
+) -> Tensor:
+    """float32 (n, p), as the exported model computes them."""
+    settings = run.settings
+    if settings.method == "last-layer" and not settings.mirror:
+        return Tensor(frozen_features(run, photos, network.backbone, machine))
+    return embed(
+        Features(network.backbone, mirror=settings.mirror),
+        evaluation_loader(settings, photos),
+        machine.device,
+        description,
+        workers=machine.workers,
+    )
+
+
+def _whitening(settings: TrainSettings, raw: Tensor, labels: NDArray[np.int64]) -> Whitening:
+    if settings.whitening == "within-class":
+        return Whitening.fit_within(raw, labels, ridge=settings.whitening_ridge)
+    return Whitening.fit(raw, ridge=settings.whitening_ridge)
+
+
+def _describe(embedding: Embedding, width: int) -> str:
+    return f"{width} values" if embedding == "head" else f"backbone features, {width} values"
+
+
+def _own_features(run: Run) -> Path:
+    """Where frozen features lie until the run ends, unless the settings name a cache."""
+    return run.path / "features"
+
+
+def _baseline_file(run: Run) -> Path:
+    return run.path / "baseline.json"
+
+
+def _baseline_rows(run: Run) -> list[dict[str, Any]]:
+    if not _baseline_file(run).exists():
+        return []
+    return [json.loads(_baseline_file(run).read_text(encoding="utf-8"))]
+
+
+def _figures(line: dict[str, Any]) -> str:
+    parts = [f"R@{k} {100 * value:.1f} %" for k, value in line["recall"].items()]
+    parts.append(f"MAP@R {100 * line['map_at_r']:.1f} %")
+    if line["nmi"] is not None:
+        parts.append(f"NMI {line['nmi']:.3f}")
+    return ", ".join(parts)
+
+
+def _name(settings: TrainSettings) -> str:
+    loss = settings.loss.split("(")[0]
+    what = str(settings.dim) if settings.embedding == "head" else "features"
+    return f"{settings.backbone.removeprefix('timm:')}-{loss}-{what}"
+
+
+def _unit(embeddings: Tensor) -> NDArray[np.float32]:
+    unit: NDArray[np.float32] = F.normalize(embeddings).float().numpy()
+    return unit
