@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -162,9 +163,9 @@ def measure_baseline(
     photos, queries, protocol = _judges(dataset, run.settings)
     if photos is None or _baseline_file(run).exists():
         return
-    known = Tensor(frozen_features(run, dataset.train, backbone, machine))
+    known = torch.tensor(frozen_features(run, dataset.train, backbone, machine))
     whitening = Whitening.fit(known, ridge=BASELINE_RIDGE)
-    features = Tensor(frozen_features(run, photos, backbone, machine))
+    features = torch.tensor(frozen_features(run, photos, backbone, machine))
     metrics = evaluate(
         _unit(whitening.apply(features)),
         photos.labels,
@@ -188,6 +189,7 @@ def frozen_features(
         folder=_own_features(run) if folder is None else Path(folder),
         device=machine.device,
         description="Frozen features",
+        workers=machine.workers,
     )
 
 
@@ -212,7 +214,7 @@ def _features(
     """float32 (n, p), as the exported model computes them."""
     settings = run.settings
     if settings.method == "last-layer" and not settings.mirror:
-        return Tensor(frozen_features(run, photos, network.backbone, machine))
+        return torch.tensor(frozen_features(run, photos, network.backbone, machine))
     return embed(
         Features(network.backbone, mirror=settings.mirror),
         evaluation_loader(settings, photos),

@@ -21,9 +21,6 @@ __all__ = ["solve_head", "train_last_layer"]
 
 Echo = Callable[[str], object]
 
-#: Ridge of the closed-form head: 0.1 … 1 suits pooled features of ImageNet networks.
-CLOSED_FORM_RIDGE = 0.1
-
 
 def solve_head(
     run: Run, photos: Photos, network: EmbeddingNetwork, machine: Machine, world: World
@@ -32,7 +29,7 @@ def solve_head(
     if world.main:
         features = frozen_features(run, photos, network.backbone, machine)
         projection = fit_closed_form(
-            features, photos.labels, dim=run.settings.dim, ridge=CLOSED_FORM_RIDGE
+            features, photos.labels, dim=run.settings.dim, ridge=run.settings.closed_form_ridge
         )
         projection.copy_to(network.head)
     if world.size > 1:
@@ -52,7 +49,7 @@ def train_last_layer(
     n, p = features.shape
     if settings.solver == "closed-form":
         projection = fit_closed_form(
-            features, photos.labels, dim=settings.dim, ridge=CLOSED_FORM_RIDGE
+            features, photos.labels, dim=settings.dim, ridge=settings.closed_form_ridge
         )
         projection.copy_to(network.head)
         echo(f"Solved for {settings.dim} dimensions of the {p} features of {n} photos.")
@@ -60,8 +57,10 @@ def train_last_layer(
 
     criterion, sampler, random_level = plan_steps(settings, photos)
     start = None
-    if settings.head_init == "closed-form":
-        start = fit_closed_form(features, photos.labels, dim=settings.dim, ridge=CLOSED_FORM_RIDGE)
+    if settings.solves_head:
+        start = fit_closed_form(
+            features, photos.labels, dim=settings.dim, ridge=settings.closed_form_ridge
+        )
     run.forget_metrics(from_epoch=0)
     with (
         tqdm(total=settings.epochs, unit="epoch", desc="Last layer", disable=None) as bar,

@@ -28,7 +28,7 @@ __all__ = [
 
 Method = Literal["end-to-end", "last-layer"]
 Solver = Literal["iterative", "closed-form"]
-HeadInit = Literal["orthogonal", "closed-form"]
+HeadInit = Literal["auto", "orthogonal", "closed-form"]
 BatchNormMode = Literal["auto", "frozen", "train"]
 Embedding = Literal["head", "features"]
 WhiteningKind = Literal["total", "within-class"]
@@ -83,9 +83,14 @@ class TrainSettings:
         "Freeze the backbone before this module, such as features.7: faster, learns less.",
     )  # fmt: skip
     head_init: HeadInit = _setting(
-        "orthogonal", "Network",
-        "First weights of the head: orthogonal, or closed-form (LDA of the frozen features).",
-    )  # fmt: skip
+        "auto",
+        "Network",
+        "First weights of the head: orthogonal, closed-form (LDA of the frozen features), or auto "
+        "(closed-form for DSCL on trained weights).",
+    )
+    closed_form_ridge: float = _setting(
+        1.0, "Network", "Ridge of the closed form, relative to the features' mean variance."
+    )
 
     method: Method = _setting(
         "end-to-end", "Loss", "end-to-end, or last-layer: a head on frozen features."
@@ -229,6 +234,16 @@ class TrainSettings:
     def trains_batch_norm(self) -> bool:
         """Whether BatchNorm statistics are learned rather than kept."""
         return self.batch_norm == "train" or (self.batch_norm == "auto" and self.weights == "none")
+
+    @property
+    def solves_head(self) -> bool:
+        """Whether the head starts from the closed form.
+
+        Peers of DSCL lose by it: their proxies and margins do not fit its coordinates.
+        """
+        if self.head_init != "auto":
+            return self.head_init == "closed-form"
+        return self.method == "end-to-end" and self.loss == "dscl" and self.weights != "none"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

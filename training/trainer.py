@@ -102,7 +102,7 @@ def train(run: Run, *, echo: Echo = print) -> ModelCard | None:
             if settings.method == "last-layer":
                 train_last_layer(run, photos, network, machine, echo=say)
             else:
-                if settings.head_init == "closed-form" and not run.checkpoint_file.exists():
+                if settings.solves_head and not run.checkpoint_file.exists():
                     solve_head(run, photos, network, machine, world)
                 network = _train_end_to_end(
                     run, dataset.protocol, photos, held_out, network, machine, world, stop, echo=say

@@ -18,7 +18,7 @@ from index.errors import InvalidArgumentError
 from training.launch import STOPPED, launch, launched
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-DEADLINE_S = 120
+DEADLINE_S = 300
 
 #: Notes what it was given, waits for the others, then does as ``sys.argv[2]`` says.
 CHILD = """
@@ -32,7 +32,7 @@ for number in (signal.SIGINT, signal.SIGTERM):
 
 def meet(name):
     (out / f"{rank}.{name}").touch()
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not all((out / f"{other}.{name}").exists() for other in range(2)):
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -93,7 +93,7 @@ def test_its_dscl_loss_is_the_least_there_is(dim: int) -> None:
         assert dscl(x @ rng.normal(size=(10, dim)), labels) > least + 0.01
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_gradient_descent_on_the_dscl_loss_comes_to_the_same_subspace(seed: int) -> None:
     x, labels = features_of_classes()
     X, y = torch.from_numpy(x), torch.from_numpy(labels)

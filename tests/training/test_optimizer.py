@@ -14,7 +14,7 @@ from training.network import EmbeddingNetwork
 from training.optimizer import parameter_groups
 
 
-def network(name: str = "mobilenet_v3_small") -> EmbeddingNetwork:
+def network(name: str = "mobilenet_v2") -> EmbeddingNetwork:
     with torch.device("meta"):
         return EmbeddingNetwork(Backbone(name), 8)
 
@@ -52,14 +52,14 @@ def test_without_layer_decay_there_is_a_rate_for_the_head_and_one_for_the_backbo
         assert decay == (0.01 if model.get_parameter(name).ndim > 1 else 0.0)
 
 
-@pytest.mark.parametrize(("until", "trained"), [(None, 13), ("features.4", 9)])
+@pytest.mark.parametrize(("until", "trained"), [(None, 19), ("features.4", 15)])
 def test_rates_fall_by_the_factor_from_block_to_block(until: str | None, trained: int) -> None:
     model = network()
     if until is not None:
         model.freeze_until(until)
     found = rates(model, groups(model, layer_decay=0.5))
     blocks = {name.split(".")[3]: rate for name, (rate, _) in found.items() if ".features." in name}
-    assert list(blocks) == [str(i) for i in reversed(range(13 - trained, 13))]
+    assert list(blocks) == [str(i) for i in reversed(range(19 - trained, 19))]
     assert list(blocks.values()) == pytest.approx([0.1 * 0.5**i for i in range(trained)], rel=1e-12)
     assert found["head.weight"] == (1.0, 0.01)
 

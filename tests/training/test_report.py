@@ -64,7 +64,7 @@ def write_run(folder: Path, *, seed: int = 0, loss: str = "dscl", floor: bool = 
     )  # fmt: skip
     (folder / "run.json").write_text(
         json.dumps({"command": f"dscl train --out {HOSTILE}", "started": "2026-11-24T21:14:09",
-                    "versions": {"torch": "2.15.0"}, "device": "cpu", "preset": "demo"})
+                    "versions": {"torch": "2.15.0"}, "device": "cpu", "preset": "demo", "platform": "Linux"})
     )  # fmt: skip
     lines = [
         {"epoch": epoch, "loss": 0.5 / epoch, "random_level": 0.875 if floor else None,
@@ -239,6 +239,7 @@ def test_settings_and_versions_are_all_there(page: Page) -> None:
         "Seed": "0",
         "Preset": "demo",
         "Device": "cpu",
+        "Machine": "Linux",
         "Started": "2026-11-24 21:14",
         "torch": "2.15.0",
     }
@@ -353,6 +354,16 @@ def test_tables_have_headers_and_headings_descend_one_by_one(page: Page) -> None
     assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
 
 
+def test_only_the_exported_embedding_is_set_off(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    file = folder / "evaluation/evaluation.json"
+    rows = json.loads(file.read_text())["rows"]
+    change_json(file, rows=[rows[0], rows[0] | {"name": "dscl, features"}, *rows[1:]])
+    page = Page(write_report(folder))
+    kinds = [row.attributes["class"] for row in page.root.all("table")[1].all("tr")[1:]]
+    assert kinds == ["trained", "other", "frozen", "transductive"]
+
+
 # Runs that lack something
 
 
@@ -366,7 +377,8 @@ def test_a_run_shows_what_there_is(run: Path, tmp_path: Path, kept: tuple[str, .
     page = Page(write_report(copy))
     text = page.root.text
     assert ("There is no evaluation yet." in text) == ("evaluation" not in kept)
-    assert ("No epoch is done yet." in text) == ("metrics.jsonl" not in kept)
+    assert ("No epoch is done yet." in text) == (kept == ())
+    assert ("This run has no epochs" in text) == (kept == ("run.json", "evaluation"))
     assert ("The run did not record its versions." in text) == ("run.json" not in kept)
     assert bool(page.root.all("img")) == ("evaluation" in kept)
     assert table(page, "Settings")

@@ -95,12 +95,15 @@ def test_without_timm_the_error_says_how_to_install_it(monkeypatch: pytest.Monke
 # Sizes
 
 
-def test_transformers_are_built_for_the_size_asked_for(vit_file: Path) -> None:
-    backbone = Backbone("timm:test_vit", size=96)
+def test_transformers_are_built_for_the_size_asked_for() -> None:
+    backbone = Backbone("timm:test_vit3", size=96)
     backbone.check_size(96)
     assert features(backbone, photos(96)).shape == (2, backbone.features)
-    with pytest.raises(InvalidArgumentError, match=r"--size is 160, and timm:test_vit cannot take"):
-        backbone.check_size(160)
+    side = default_size("timm:test_vit3")
+    with pytest.raises(
+        InvalidArgumentError, match=rf"--size is {side}, and timm:test_vit3 cannot take"
+    ):
+        backbone.check_size(side)
 
 
 def test_position_embeddings_are_resampled_as_timm_does(vit_file: Path) -> None:
@@ -143,11 +146,15 @@ def test_weights_of_another_architecture_are_refused_by_their_keys(
     assert "unexpected (classifier.1.bias, classifier.1.weight, features.0.bias, …)" in message
 
 
-def test_weights_of_fewer_blocks_are_refused_by_their_keys(tmp_path: Path, vit_file: Path) -> None:
-    state = original("test_vit2").state_dict()
-    assert state.keys() > original("test_vit").state_dict().keys()
-    with pytest.raises(WeightsError, match=r"[1-9]\d* missing \(blocks\.6\.attn\.proj\.bias"):
-        Backbone("timm:test_vit2", weights=str(vit_file))
+def test_weights_of_fewer_blocks_are_refused_by_their_keys(tmp_path: Path) -> None:
+    state = original("test_vit").state_dict()
+    fewer = {key: value for key, value in state.items() if not key.startswith("blocks.5.")}
+    torch.save(fewer, tmp_path / "w.pth")
+    with pytest.raises(
+        WeightsError,
+        match=rf"{len(state) - len(fewer)} missing \(blocks\.5\..*; 0 unexpected; 0 of another",
+    ):
+        Backbone("timm:test_vit", weights=str(tmp_path / "w.pth"))
 
 
 @pytest.fixture

@@ -147,3 +147,107 @@ def test_float32_is_whitened_in_float64() -> None:
 def test_what_cannot_be_whitened_is_refused(n: int, options: dict[str, int], message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
         Whitening.fit(correlated(n, 4), **options)
+
+
+# Within classes
+
+
+#: 5 classes of different sizes, their photos mixed.
+LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(5), [40, 10, 25, 3, 60]))
+
+
+def classes_apart(d: int, seed: int = 0) -> Tensor:
+    """float64 (138, d): photos vary about the mean of their class, classes vary more."""
+    means = 10 * correlated(5, d, seed + 1)
+    return correlated(len(LABELS), d, seed) + means[torch.from_numpy(LABELS)]
+
+
+def within(x: Tensor, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Scatter of photos about the mean of their class, divided by n − 1: photo by photo."""
+    rows = x.numpy()
+    d = rows.shape[1]
+    scatter = np.zeros((d, d))
+    for label in set(labels.tolist()):
+        members = [row for row, other in zip(rows, labels, strict=True) if other == label]
+        mean = sum(members) / len(members)
+        for member in members:
+            for i in range(d):
+                for j in range(d):
+                    scatter[i, j] += (member[i] - mean[i]) * (member[j] - mean[j])
+    return scatter / (len(rows) - 1)
+
+
+@pytest.mark.parametrize("ridge", [0, 0.1, 3.0])
+def test_whitening_within_classes_inverts_their_damped_scatter(ridge: float) -> None:
+    x = classes_apart(6)
+    fitted = Whitening.fit_within(x, LABELS, ridge=ridge)
+    scatter = within(x, LABELS)
+    damped = scatter + ridge * np.trace(scatter) / 6 * np.eye(6)
+    found = (fitted.matrix @ fitted.matrix.T).numpy()
+    np.testing.assert_allclose(found @ damped, np.eye(6), rtol=0, atol=1e-8)
+    np.testing.assert_allclose(fitted.mean.numpy(), x.numpy().mean(0), rtol=1e-12)
+
+
+def test_without_ridge_the_scatter_within_classes_becomes_the_identity() -> None:
+    x = classes_apart(8)
+    white = Whitening.fit_within(x, LABELS, ridge=0).apply(x)
+    assert white.dtype == torch.float64
+    np.testing.assert_allclose(white.mean(0), 0, atol=1e-9)
+    np.testing.assert_allclose(within(white, LABELS), np.eye(8), atol=1e-9)
+    # While that of all photos still tells the classes apart.
+    assert np.trace(covariance(white)) > 2 * 8
+
+
+@pytest.mark.parametrize("ridge", [0.01, 0.1, 3.0])
+def test_within_classes_the_ridge_is_in_units_of_their_mean_variance(ridge: float) -> None:
+    x = classes_apart(8)
+    variances = np.sort(np.linalg.eigvalsh(within(x, LABELS)))[::-1]
+    white = within(Whitening.fit_within(x, LABELS, ridge=ridge).apply(x), LABELS)
+    expected = np.diag(variances / (variances + ridge * variances.mean()))
+    np.testing.assert_allclose(white, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_how_far_classes_are_apart_does_not_matter_within_them() -> None:
+    x = classes_apart(6)
+    moved = x + 5 * correlated(5, 6, seed=9)[torch.from_numpy(LABELS)]
+    before, after = (Whitening.fit_within(each, LABELS).matrix for each in (x, moved))
+    torch.testing.assert_close(after @ after.T, before @ before.T, rtol=1e-9, atol=0)
+
+
+def test_one_class_alone_is_whitened_as_all_photos_are() -> None:
+    x = correlated(50, 6)
+    expected = Whitening.fit(x).apply(x)
+    found = Whitening.fit_within(x, np.zeros(50, np.int64)).apply(x)
+    torch.testing.assert_close(found.abs(), expected.abs(), rtol=1e-9, atol=1e-12)
+
+
+def test_classes_may_be_named_by_any_integers() -> None:
+    x = classes_apart(6)
+    names = np.array([7, -3, 2**40, 0, 12])
+    expected = Whitening.fit_within(x, LABELS)
+    found = Whitening.fit_within(x, names[LABELS])
+    assert torch.equal(found.matrix, expected.matrix)
+    assert torch.equal(found.mean, expected.mean)
+
+
+@pytest.mark.parametrize("shape", [(137,), (139,), (138, 1), (0,)])
+def test_labels_that_are_not_one_for_each_photo_are_refused(shape: tuple[int, ...]) -> None:
+    labels = np.zeros(shape, np.int64)
+    expected = rf"labels have shape \[{', '.join(map(str, shape))}\]: expected \[138\]"
+    with pytest.raises(InvalidArgumentError, match=expected):
+        Whitening.fit_within(classes_apart(4), labels)
+
+
+@pytest.mark.parametrize(
+    ("n", "ridge", "message"),
+    [
+        (1, 0.1, "at least 2 photos, and got 1"),
+        (9, -0.1, "ridge is -0.1: expected 0 or more"),
+        (9, math.nan, "ridge is nan: expected 0 or more"),
+    ],
+)
+def test_what_cannot_be_whitened_within_classes_is_refused(
+    n: int, ridge: float, message: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        Whitening.fit_within(correlated(n, 4), np.zeros(n, np.int64), ridge=ridge)

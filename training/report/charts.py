@@ -155,6 +155,7 @@ def grouped_bars(bars: Sequence[Bars], *, groups: Sequence[str], label: str) -> 
     parts = [_y_axis([0.0, 0.25, 0.5, 0.75, 1.0], up, percent=True)]
     group_width = (WIDTH - LEFT - RIGHT) / len(groups)
     width = min(34.0, 0.84 * group_width / len(bars))
+    gap = min(3.0, 0.2 * width)
     for g, group in enumerate(groups):
         middle = LEFT + (g + 0.5) * group_width
         parts.append(_text("tick", middle, HEIGHT - BOTTOM + 18, group))
@@ -165,7 +166,7 @@ def grouped_bars(bars: Sequence[Bars], *, groups: Sequence[str], label: str) -> 
             left = middle + (b - len(bars) / 2) * width
             rect = Markup(
                 '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="2"/>'
-            ).format(left + 1.5, up(value), width - 3, up(0) - up(value))
+            ).format(left + gap / 2, up(value), width - gap, up(0) - up(value))
             # A number wider than its bar would run into the next one.
             number = f"{100 * value:.0f}" if width >= NUMBER_WIDTH else ""
             parts.append(

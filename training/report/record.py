@@ -21,6 +21,9 @@ __all__ = ["Embedded", "Epoch", "Evaluation", "Figures", "ReportError", "RunReco
 
 T = TypeVar("T")
 
+#: ``trained``: the exported embedding; ``other``: another one that the same training left behind.
+RowKind = Literal["trained", "other", "frozen", "transductive"]
+
 
 class ReportError(DsclError):
     """A folder that is no run folder, or a file in it that cannot be read."""
@@ -45,7 +48,7 @@ class Figures:
     """A row of ``evaluation.json``: one way to embed the same photos, and how well it retrieves."""
 
     name: str
-    kind: Literal["trained", "frozen", "transductive"]
+    kind: RowKind
     recall: dict[int, float]
     r_precision: float
     map_at_r: float
@@ -110,6 +113,7 @@ class RunRecord:
     command: str | None
     started: str | None
     device: str | None
+    platform: str | None
     preset: str | None
     versions: dict[str, str]
     epochs: list[Epoch]
@@ -122,9 +126,11 @@ class RunRecord:
 
     @property
     def title(self) -> str:
-        """Backbone and size of the embedding, as far as the settings name them."""
+        """Backbone and size of the embedding, as far as they are known."""
         backbone = str(self.settings.get("backbone") or self.name)
         dim = self.settings.get("dim")
+        if self.evaluation is not None and self.evaluation.embedded is not None:
+            dim = self.evaluation.embedded.embeddings.shape[1]
         return backbone if dim is None else f"{backbone}, {dim} values"
 
     @property
@@ -154,6 +160,7 @@ def read_run(path: Path) -> RunRecord:
             command=facts.get("command"),
             started=facts.get("started"),
             device=facts.get("device"),
+            platform=facts.get("platform"),
             preset=facts.get("preset"),
             versions={str(key): str(value) for key, value in facts.get("versions", {}).items()},
             epochs=_read_epochs(path / "metrics.jsonl"),
@@ -225,10 +232,10 @@ def _evaluation(values: dict[str, Any], folder: Path) -> Evaluation:
 
 def _figures(row: dict[str, Any], *, first: bool) -> Figures:
     name = str(row["name"])
-    kind: Literal["trained", "frozen", "transductive"] = "trained"
-    if "transductive" in name:
+    kind: RowKind = "trained" if first else "other"
+    if not first and "transductive" in name:
         kind = "transductive"
-    elif name.startswith("frozen") and not first:
+    elif not first and name.startswith("frozen"):
         kind = "frozen"
     return Figures(
         name=name,
