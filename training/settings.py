@@ -101,7 +101,9 @@ class TrainSettings:
     loss: str = _setting(
         "dscl", "Loss", "A loss by name, or a weighted sum such as dscl+0.2*multi-similarity."
     )
-    ridge: float = _setting(1e-3, "Loss", "Ridge of the DSCL loss, relative to the mean variance.")
+    ridge: float = _setting(
+        0.1, "Loss", "Ridge of the DSCL loss, relative to the embedding's mean variance."
+    )
 
     batch_size: int = _setting(
         1024, "Batches", "Photos in one logical batch; well above --dim, 8 times is a good start."
@@ -121,8 +123,8 @@ class TrainSettings:
     )  # fmt: skip
 
     epochs: int = _setting(15, "Optimisation", "Passes over the training photos.")
-    lr: float = _setting(2e-3, "Optimisation", "Peak learning rate of the head.")
-    backbone_lr: float = _setting(2e-4, "Optimisation", "Peak learning rate of the backbone.")
+    lr: float = _setting(1e-3, "Optimisation", "Peak learning rate of the head.")
+    backbone_lr: float = _setting(5e-4, "Optimisation", "Peak learning rate of the backbone.")
     layer_decay: float = _setting(
         1.0, "Optimisation", "Each layer's rate relative to the layer above it; 0.75 suits ViTs."
     )
@@ -153,12 +155,12 @@ class TrainSettings:
         "What is indexed, whitened: the head's output, or the backbone's features.",
     )
     whitening: WhiteningKind = _setting(
-        "total",
+        "within-class",
         "Export",
         "Whiten by the scatter of all training photos, or of photos within their classes.",
     )
     whitening_ridge: float = _setting(
-        0.1, "Export", "Ridge of the exported whitening, relative to the mean variance."
+        1.0, "Export", "Ridge of the exported whitening, relative to the mean variance."
     )
     mirror: bool = _setting(
         False, "Export", "Embed each photo and its mirror image: better, at twice the time."

@@ -64,7 +64,8 @@ def write_run(folder: Path, *, seed: int = 0, loss: str = "dscl", floor: bool = 
     )  # fmt: skip
     (folder / "run.json").write_text(
         json.dumps({"command": f"dscl train --out {HOSTILE}", "started": "2026-11-24T21:14:09",
-                    "versions": {"torch": "2.15.0"}, "device": "cpu", "preset": "demo", "platform": "Linux"})
+                    "versions": {"torch": "2.15.0"}, "device": "cpu", "preset": "demo",
+                    "platform": "Linux"})
     )  # fmt: skip
     lines = [
         {"epoch": epoch, "loss": 0.5 / epoch, "random_level": 0.875 if floor else None,

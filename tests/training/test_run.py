@@ -85,12 +85,9 @@ def test_a_run_keeps_how_it_was_started(tmp_path: Path) -> None:
     started = datetime.datetime.fromisoformat(facts["started"])
     assert before <= started <= datetime.datetime.now(datetime.UTC)
     assert facts["platform"] == platform.platform()
-    assert facts["versions"]["torch"] == torch.__version__.split("+")[0] or (
-        facts["versions"]["torch"] == torch.__version__
-    )
     for name, version in facts["versions"].items():
         assert version == importlib.metadata.version(name)
-    assert {"dscl-retrieval", "torchvision", "pytorch-metric-learning"} < facts["versions"].keys()
+    assert {"dscl-retrieval", "torch", "pytorch-metric-learning"} < facts["versions"].keys()
     assert Run.open(run.path).settings == settings
     assert files(run.path) == {"run.json", "settings.json"}
 

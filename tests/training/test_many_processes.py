@@ -1,0 +1,209 @@
+"""Real processes that train together get what one process gets; they are stopped and go on so too.
+
+What they tell each other is tested in ``test_distributed``, how they are started in
+``test_launch``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from index.model import Model
+from tests.service.running import DSCL, clean_environment, eventually
+from tests.training.test_trainer import command_line, one_thread  # noqa: F401
+from tests.training.tiny_runs import (
+    SAME_IN_ANY_CHUNKS,
+    Finished,
+    assert_close_to_scale,
+    end,
+    finished_run,
+    untrained,
+    write_cars,
+)
+from training.run import Run
+
+#: Each process imports torch, and all of them share the cores with whatever else runs.
+DEADLINE_S = 600
+
+ROOT = Path(__file__).parents[2]
+
+#: Batches of 12 are shared 6 and 6; one process embeds them in chunks of 5, 5 and 2.
+SHARED: dict[str, Any] = {**SAME_IN_ANY_CHUNKS, "save_embeddings": True}
+
+#: Long enough not to be over before the signal arrives.
+LONG: dict[str, Any] = {**SHARED, "epochs": 12}
+
+
+@pytest.fixture(scope="module")
+def cars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cars(tmp_path_factory.mktemp("data") / "cars")
+
+
+def learned(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All but the head's bias, which DSCL does not see: what moves it is rounding alone."""
+    return {name: value for name, value in weights.items() if name != "head.bias"}
+
+
+def ended(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """A command at its end, from the root of the repository."""
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def assert_as_alone(run: Path, alone: Finished, output: str) -> None:
+    """The run's weights, losses and embeddings are those of one process, and it speaks once."""
+    weights = load_file(run / "model" / "weights.safetensors")
+    assert_close_to_scale(learned(weights), learned(alone.weights))
+    start = learned(untrained(alone.settings).state_dict())
+    for name in ("head.weight", "backbone.network.features.0.0.weight"):
+        moved = (alone.weights[name] - start[name]).abs().max()
+        assert moved > 0.01 * start[name].abs().max()
+    lines = Run.open(run).metrics()
+    assert [line["epoch"] for line in lines] == list(range(1, alone.settings.epochs + 1))
+    assert [line["loss"] for line in lines] == pytest.approx(alone.losses, rel=1e-5)
+    embeddings = np.load(run / "evaluation" / "embeddings.npy")
+    np.testing.assert_allclose(embeddings, alone.saved("embeddings"), rtol=0, atol=1e-3)
+    assert Model.load(run / "model").card.metrics["recall"] == alone.facts["metrics"]["recall"]
+    last = f"Epoch {alone.settings.epochs}/{alone.settings.epochs}: "
+    assert output.count(last) == 1
+    assert output.count("Exported ") == 1
+
+
+# From beginning to end
+
+
+def test_processes_of_the_command_get_the_weights_of_one_with_proxies_too(
+    cars: Path, tmp_path: Path
+) -> None:
+    peer = {**SHARED, "loss": "proxy-anchor", "baseline": True}
+    out = tmp_path / "run"
+    done = ended([*DSCL, *command_line(cars, out, **peer), "--nproc=2"])
+    assert "= 12, shared by 2 processes, in chunks of 5, 2 steps an epoch" in done.stdout
+    alone = finished_run(tmp_path / "alone", cars, **peer)
+    assert_as_alone(out, alone, done.stdout)
+    # To the head's bias this loss is not blind.
+    found, expected = (run.load() for run in (Run.open(out), alone.run))
+    assert_close_to_scale(found.network, expected.network)
+    assert_close_to_scale(found.criterion, expected.criterion)
+    assert f"--out={out}" in (out / "run.json").read_text(encoding="utf-8")
+
+
+def test_torchrun_gets_the_weights_of_one_process(cars: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    arguments = command_line(cars, out, **SHARED)[1:]
+    done = ended([*torchrun, "--nproc-per-node=2", "-m", "training", *arguments])
+    assert "shared by 2 processes" in done.stdout
+    assert_as_alone(out, finished_run(tmp_path / "alone", cars, **SHARED), done.stdout)
+
+
+# Stopped on the way
+
+
+@dataclass
+class StoppedPair:
+    path: Path
+    status: int
+    errors: str
+    children: list[int]
+
+
+def children_of(process: int) -> list[int]:
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def still_training(process: int, run: Path) -> bool:
+    """Whether it is there, and not a newer process of the same number."""
+    try:
+        return str(run) in Path(f"/proc/{process}/cmdline").read_bytes().decode()
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def stopped(cars: Path, tmp_path_factory: pytest.TempPathFactory) -> StoppedPair:
+    """Two processes whose launcher got SIGTERM after the first epoch."""
+    if not Path("/proc/self/task").exists():
+        pytest.skip("the system does not tell which processes a launcher has started")
+    out = tmp_path_factory.mktemp("runs") / "run"
+    process = subprocess.Popen(
+        [*DSCL, *command_line(cars, out, **LONG), "--nproc=2"],
+        cwd=ROOT,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        children: list[int] = []
+        for line in process.stdout:
+            if line.startswith("Epoch 1/"):
+                children = children_of(process.pid)
+                process.terminate()
+                break
+        _, errors = process.communicate(timeout=DEADLINE_S)
+    finally:
+        process.kill()
+    return StoppedPair(out, process.returncode, errors, children)
+
+
+@pytest.fixture(scope="module")
+def long(cars: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One process that nothing disturbed."""
+    return finished_run(tmp_path_factory.mktemp("runs") / "long", cars, **LONG)
+
+
+def test_a_signal_to_the_launcher_stops_all_and_a_checkpoint_is_saved(
+    stopped: StoppedPair,
+) -> None:
+    assert stopped.status == 130, stopped.errors
+    checkpoint = Run.open(stopped.path).load()
+    assert 1 <= checkpoint.epoch < 12
+    assert not (stopped.path / "model").exists()
+    saved = f"Saved {stopped.path / 'checkpoints' / 'last.pt'} as of before this step."
+    assert stopped.errors.count(saved) == 1
+    hint = f"Stopped. Continue with: dscl train --resume {stopped.path}"
+    assert stopped.errors.count(hint) == 1
+    assert len(stopped.children) >= 2
+    eventually(
+        lambda: None if any(still_training(pid, stopped.path) for pid in stopped.children) else True
+    )
+
+
+def test_what_was_stopped_goes_on_in_as_many_processes(
+    stopped: StoppedPair, long: Finished, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(stopped.path, tmp_path / "run"))
+    done = ended([*DSCL, "train", f"--resume={run}", "--nproc=2"])
+    assert "Continuing after " in done.stdout
+    assert_as_alone(run, long, done.stdout)
+
+
+def test_what_was_stopped_goes_on_in_one_process(
+    stopped: StoppedPair, long: Finished, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(stopped.path, tmp_path / "run"))
+    found = end(Run.open(run))
+    assert_close_to_scale(learned(found.weights), learned(long.weights))
+    assert found.losses == pytest.approx(long.losses, rel=1e-5)
