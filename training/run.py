@@ -118,6 +118,12 @@ class Run:
             raise RunError(f"{path} is not a run folder: settings.json: {error}.") from error
         return cls(path, TrainSettings.from_dict(values))
 
+    def note_device(self, device: str) -> None:
+        """Keep with the run what it computes on."""
+        file = self.path / "run.json"
+        facts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        _write_json(file, facts | {"device": device})
+
     def reserve(self, size: int) -> None:
         """Make sure that ``size`` bytes can be written, by doing so.
 

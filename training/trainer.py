@@ -92,6 +92,8 @@ def train(run: Run, *, echo: Echo = print) -> ModelCard | None:
         dataset = load(settings, say)
         photos, held_out = split(dataset, settings)
         say(f"Computing on {machine.describe()}.")
+        if world.main:
+            run.note_device(machine.describe())
         network = build_network(settings).to(world.device)
         # Processes that train together have to stop at the same step, and what is compiled cannot
         # be left: there a request is noted, and met before the next step.
