@@ -7,6 +7,7 @@ what was drawn before. Which photos make a batch is decided in ``training.sample
 from __future__ import annotations
 
 import math
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -302,6 +303,7 @@ def _load(
         num_workers=workers,
         # A child forked after torch or FAISS ran threads can hang on a lock that one of them held.
         multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=_own_group,
         generator=torch.Generator(),  # else each pass would advance the generator of the training
     )
     with _ctrl_c_to_this_process_alone():
@@ -315,6 +317,14 @@ def _load(
                 raise ImageError(*chunk)
             part.copy_(chunk)
         yield images
+
+
+def _own_group(worker: int) -> None:
+    """Leave the group of the training process, which launchers signal as a whole.
+
+    Workers that died of it would leave the training waiting for the photos of its last step.
+    """
+    os.setpgrp()
 
 
 @contextmanager

@@ -143,10 +143,17 @@ class World:
         Rounding differs where additions come in a random order, as on a GPU, and would let the
         processes' copies of a parameter drift apart.
         """
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        self.sum_(gradients)
-        for gradient in gradients:
-            gradient.div_(self.size)
+        self.average([p.grad for p in parameters if p.grad is not None])
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each floating-point tensor by its mean over the processes; leave others alone.
+
+        BatchNorm's running statistics, for instance, which each process takes of its own images.
+        """
+        floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+        self.sum_(floating)
+        for tensor in floating:
+            tensor.div_(self.size)
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is true in any process: for what all must do in the same step."""

@@ -260,6 +260,8 @@ def _train_end_to_end(
                     bar.set_postfix_str(f"loss {value:.3f}{_floor(random_level)}")
                     bar.update(n)
             seconds = time.monotonic() - began
+            if settings.trains_batch_norm:  # each process has taken statistics of its own photos
+                world.average(b for name, b in network.named_buffers() if "running_" in name)
             if writer is not None:  # in the main process
                 run.save(checkpoint(epoch, steps, losses))
 

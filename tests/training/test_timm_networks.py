@@ -106,6 +106,14 @@ def test_transformers_are_built_for_the_size_asked_for() -> None:
         backbone.check_size(side)
 
 
+@pytest.mark.parametrize(("name", "side"), [("xcit_nano_12_p8_224", 100), ("test_vit", 0)])
+def test_a_size_that_a_transformer_cannot_be_built_for_is_refused(name: str, side: int) -> None:
+    with pytest.raises(
+        InvalidArgumentError, match=rf"--size is {side}, and timm:{name} cannot be built for it"
+    ):
+        Backbone(f"timm:{name}", size=side)
+
+
 def test_position_embeddings_are_resampled_as_timm_does(vit_file: Path) -> None:
     backbone = Backbone("timm:test_vit", weights=str(vit_file), size=96)
     overlay = {"file": str(vit_file)}

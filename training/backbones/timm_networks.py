@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from timm.models import group_parameters
 from torch import Tensor, nn
 
+from index.errors import InvalidArgumentError
 from training.backbones.source import Preset, Trunk
 from training.backbones.weights import WeightsError
 
@@ -47,6 +48,7 @@ def build(name: str, *, side: int, imagenet: bool) -> Trunk:
         InvalidArgumentError: it cannot be built for that size.
         WeightsError: there are no weights of this name, or they cannot be had.
     """
+    _check_size(name, side)
     network = _download(name, side) if imagenet else _create(name, side)
     classifiers = network.pretrained_cfg["classifier"] or ()
     cut = (classifiers,) if isinstance(classifiers, str) else classifiers
@@ -104,6 +106,20 @@ def _create(name: str, side: int, **options: Any) -> Any:
     if _config(name).fixed_input_size:
         options["img_size"] = side
     return timm.create_model(name.removeprefix(PREFIX), num_classes=0, **options)
+
+
+def _check_size(name: str, side: int) -> None:
+    own = preset(name).side
+    if side == own:
+        return
+    try:
+        with torch.device("meta"):  # costs neither time nor memory
+            _create(name, side)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"--size is {side}, and {name} cannot be built for it ({error}). Leave --size away for "
+            f"its own {own}."
+        ) from error
 
 
 def _download(name: str, side: int) -> Any:
