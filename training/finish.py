@@ -33,6 +33,7 @@ from training.machine import Machine
 from training.network import EmbeddingNetwork
 from training.report import write_report
 from training.run import Run
+from training.scaled_convolutions import unfold_batch_norm
 from training.settings import Embedding, TrainSettings
 from training.transductive import evaluate_transductive
 from training.whitening import Whitening
@@ -106,6 +107,7 @@ def finish(
             queries=queries,
             also=also,
         )
+    unfold_batch_norm(network.backbone.network)  # ONNX Runtime does so by itself, once
     card = export(
         InferenceNetwork.trained(
             network, whitening, embedding=settings.embedding, mirror=settings.mirror

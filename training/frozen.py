@@ -52,8 +52,8 @@ def export_frozen(
     """
     keep_freed_memory()
     torch.manual_seed(seed)
-    network = Backbone(backbone, weights=weights)
     side = default_size(backbone) if size is None else size
+    network = Backbone(backbone, weights=weights, size=side)
     network.check_size(side)
     whitening = None
     if whiten_on is not None:

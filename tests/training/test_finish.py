@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from index.metrics import RetrievalMetrics, evaluate
-from tests.training.test_trainer import interrupt_at, one_thread, open_run  # noqa: F401
+from tests.training.test_trainer import PER_CLASS, interrupt_at, one_thread, open_run  # noqa: F401
 from tests.training.tiny_runs import (
-    PER_CLASS,
     Finished,
     embedded,
     end,

@@ -15,20 +15,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from index.model import Model
 from tests.service.running import DSCL, clean_environment, eventually
 from tests.training.test_trainer import command_line, one_thread  # noqa: F401
 from tests.training.tiny_runs import (
-    SAME_IN_ANY_CHUNKS,
+    GENTLE,
     Finished,
-    assert_close_to_scale,
+    assert_same_but_for_rounding,
     end,
     finished_run,
+    learned,
     untrained,
     write_cars,
+    write_weights,
 )
 from training.run import Run
 
@@ -37,11 +39,8 @@ DEADLINE_S = 600
 
 ROOT = Path(__file__).parents[2]
 
-#: Batches of 12 are shared 6 and 6; one process embeds them in chunks of 5, 5 and 2.
-SHARED: dict[str, Any] = {**SAME_IN_ANY_CHUNKS, "save_embeddings": True}
-
 #: Long enough not to be over before the signal arrives.
-LONG: dict[str, Any] = {**SHARED, "epochs": 12}
+EPOCHS = 12
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +48,14 @@ def cars(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_cars(tmp_path_factory.mktemp("data") / "cars")
 
 
-def learned(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All but the head's bias, which DSCL does not see: what moves it is rounding alone."""
-    return {name: value for name, value in weights.items() if name != "head.bias"}
+@pytest.fixture(scope="module")
+def shared(cars: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings of a run in which nothing depends on how its batches are cut.
+
+    Those of 12 are shared 6 and 6, in chunks of 5 and 1; one process has chunks of 5, 5 and 2.
+    """
+    weights = write_weights(tmp_path_factory.mktemp("weights") / "small.safetensors", cars)
+    return {**GENTLE, "weights": str(weights)}
 
 
 def ended(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -72,14 +76,11 @@ def ended(command: list[str]) -> subprocess.CompletedProcess[str]:
 def assert_as_alone(run: Path, alone: Finished, output: str) -> None:
     """The run's weights, losses and embeddings are those of one process, and it speaks once."""
     weights = load_file(run / "model" / "weights.safetensors")
-    assert_close_to_scale(learned(weights), learned(alone.weights))
     start = learned(untrained(alone.settings).state_dict())
-    for name in ("head.weight", "backbone.network.features.0.0.weight"):
-        moved = (alone.weights[name] - start[name]).abs().max()
-        assert moved > 0.01 * start[name].abs().max()
+    assert_same_but_for_rounding(learned(weights), learned(alone.weights), start)
     lines = Run.open(run).metrics()
     assert [line["epoch"] for line in lines] == list(range(1, alone.settings.epochs + 1))
-    assert [line["loss"] for line in lines] == pytest.approx(alone.losses, rel=1e-5)
+    assert [line["loss"] for line in lines] == pytest.approx(alone.losses, rel=1e-4)
     embeddings = np.load(run / "evaluation" / "embeddings.npy")
     np.testing.assert_allclose(embeddings, alone.saved("embeddings"), rtol=0, atol=1e-3)
     assert Model.load(run / "model").card.metrics["recall"] == alone.facts["metrics"]["recall"]
@@ -92,28 +93,32 @@ def assert_as_alone(run: Path, alone: Finished, output: str) -> None:
 
 
 def test_processes_of_the_command_get_the_weights_of_one_with_proxies_too(
-    cars: Path, tmp_path: Path
+    cars: Path, shared: dict[str, Any], tmp_path: Path
 ) -> None:
-    peer = {**SHARED, "loss": "proxy-anchor", "baseline": True}
+    peer = {**shared, "loss": "proxy-anchor", "baseline": True}
     out = tmp_path / "run"
     done = ended([*DSCL, *command_line(cars, out, **peer), "--nproc=2"])
     assert "= 12, shared by 2 processes, in chunks of 5, 2 steps an epoch" in done.stdout
     alone = finished_run(tmp_path / "alone", cars, **peer)
     assert_as_alone(out, alone, done.stdout)
+    found, expected = Run.open(out).load(), alone.run.load()
+    for key, value in expected.criterion.items():
+        torch.testing.assert_close(found.criterion[key], value, rtol=1e-4, atol=1e-5)
     # To the head's bias this loss is not blind.
-    found, expected = (run.load() for run in (Run.open(out), alone.run))
-    assert_close_to_scale(found.network, expected.network)
-    assert_close_to_scale(found.criterion, expected.criterion)
+    bias = expected.network["head.bias"]
+    torch.testing.assert_close(found.network["head.bias"], bias, rtol=1e-3, atol=1e-6)
     assert f"--out={out}" in (out / "run.json").read_text(encoding="utf-8")
 
 
-def test_torchrun_gets_the_weights_of_one_process(cars: Path, tmp_path: Path) -> None:
+def test_torchrun_gets_the_weights_of_one_process(
+    cars: Path, shared: dict[str, Any], tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    arguments = command_line(cars, out, **SHARED)[1:]
+    arguments = command_line(cars, out, **shared)[1:]
     done = ended([*torchrun, "--nproc-per-node=2", "-m", "training", *arguments])
     assert "shared by 2 processes" in done.stdout
-    assert_as_alone(out, finished_run(tmp_path / "alone", cars, **SHARED), done.stdout)
+    assert_as_alone(out, finished_run(tmp_path / "alone", cars, **shared), done.stdout)
 
 
 # Stopped on the way
@@ -141,13 +146,15 @@ def still_training(process: int, run: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def stopped(cars: Path, tmp_path_factory: pytest.TempPathFactory) -> StoppedPair:
+def stopped(
+    cars: Path, shared: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> StoppedPair:
     """Two processes whose launcher got SIGTERM after the first epoch."""
     if not Path("/proc/self/task").exists():
         pytest.skip("the system does not tell which processes a launcher has started")
     out = tmp_path_factory.mktemp("runs") / "run"
     process = subprocess.Popen(
-        [*DSCL, *command_line(cars, out, **LONG), "--nproc=2"],
+        [*DSCL, *command_line(cars, out, **shared, epochs=EPOCHS), "--nproc=2"],
         cwd=ROOT,
         env=clean_environment(),
         stdout=subprocess.PIPE,
@@ -169,9 +176,9 @@ def stopped(cars: Path, tmp_path_factory: pytest.TempPathFactory) -> StoppedPair
 
 
 @pytest.fixture(scope="module")
-def long(cars: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def long(cars: Path, shared: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """One process that nothing disturbed."""
-    return finished_run(tmp_path_factory.mktemp("runs") / "long", cars, **LONG)
+    return finished_run(tmp_path_factory.mktemp("runs") / "long", cars, **shared, epochs=EPOCHS)
 
 
 def test_a_signal_to_the_launcher_stops_all_and_a_checkpoint_is_saved(
@@ -179,7 +186,7 @@ def test_a_signal_to_the_launcher_stops_all_and_a_checkpoint_is_saved(
 ) -> None:
     assert stopped.status == 130, stopped.errors
     checkpoint = Run.open(stopped.path).load()
-    assert 1 <= checkpoint.epoch < 12
+    assert 1 <= checkpoint.epoch < EPOCHS
     assert not (stopped.path / "model").exists()
     saved = f"Saved {stopped.path / 'checkpoints' / 'last.pt'} as of before this step."
     assert stopped.errors.count(saved) == 1
@@ -205,5 +212,6 @@ def test_what_was_stopped_goes_on_in_one_process(
 ) -> None:
     run = Path(shutil.copytree(stopped.path, tmp_path / "run"))
     found = end(Run.open(run))
-    assert_close_to_scale(learned(found.weights), learned(long.weights))
-    assert found.losses == pytest.approx(long.losses, rel=1e-5)
+    start = learned(untrained(long.settings).state_dict())
+    assert_same_but_for_rounding(learned(found.weights), learned(long.weights), start)
+    assert found.losses == pytest.approx(long.losses, rel=1e-4)

@@ -92,6 +92,12 @@ def test_a_run_keeps_how_it_was_started(tmp_path: Path) -> None:
     assert files(run.path) == {"run.json", "settings.json"}
 
 
+def test_a_run_notes_what_it_computes_on_and_forgets_nothing(finished: Finished) -> None:
+    facts = json.loads((finished.run.path / "run.json").read_text(encoding="utf-8"))
+    assert facts.keys() == {"command", "preset", "started", "platform", "versions", "device"}
+    assert f"Computing on {facts['device']}." in finished.said
+
+
 def test_a_run_without_a_command_says_so(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", TrainSettings())
     facts = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
