@@ -21,6 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from training.data import load_dataset
+from training.sampler import ClassBalancedBatches, plan_batch
+
 #: What all runs share, but data, weights, epochs and seed. Activations of a whole batch are kept,
 #: so that no loss pays for a second forward pass.
 COMMON = {
@@ -29,7 +34,7 @@ COMMON = {
     "size": 160,
     "train-size": 128,
     "freeze-until": "features.7",
-    "activations-mb": 6500,
+    "activations-mb": 9900,
     "validation-classes": 0,
 }
 
@@ -38,7 +43,7 @@ SMALL_BATCHES = {"batch-size": 128, "images-per-class": 4, "chunk-size": 128, "l
 
 #: What is each loss's own, tuned on classes 083–098 of the training half (docs/recipe.md).
 LOSSES: dict[str, dict[str, Any]] = {
-    "dscl": {"batch-size": 784, "images-per-class": 8, "backbone-lr": 5e-4},
+    "dscl": {"batch-size": 1372, "images-per-class": 14, "backbone-lr": 7e-4},
     "proxy-anchor": SMALL_BATCHES | {"backbone-lr": 5e-4, "proxy-lr": 2e-2},
     "multi-similarity": SMALL_BATCHES | {"backbone-lr": 5e-4},
     "triplet": SMALL_BATCHES | {"backbone-lr": 2e-4},
@@ -50,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="labelled photos, train and test")
     parser.add_argument("--weights", type=Path, required=True, help="state dict of MobileNetV2")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--photos", type=int, default=16_500, help="that a run learns from, about")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--losses", default=",".join(LOSSES))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side")
@@ -66,10 +71,10 @@ def main() -> None:
         results = list(pool.map(lambda job: run(*job, arguments), todo))
     table = summarise(losses, seeds, results)
     report = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": f"python {' '.join(Path(argument).name for argument in sys.argv)}",
         "common": COMMON,
         "losses": {loss: LOSSES[loss] for loss in losses},
-        "epochs": arguments.epochs,
+        "photos": arguments.photos,
         "runs": results,
         "summary": table,
     }
@@ -81,10 +86,11 @@ def main() -> None:
 
 def run(loss: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """One training run; its figures, and what it cost."""
-    folder = arguments.runs / f"{loss}-{arguments.epochs}-{seed}"
+    epochs, photos = whole_epochs(loss, arguments)
+    folder = arguments.runs / f"{loss}-{epochs}-{seed}"
     costs = folder / "costs.json"
     if not costs.exists():
-        options = COMMON | LOSSES[loss] | {"epochs": arguments.epochs, "seed": seed}
+        options = COMMON | LOSSES[loss] | {"epochs": epochs, "seed": seed}
         command = [sys.executable, "-m", "training", "--loss", loss, "--out", str(folder)]
         command += ["--data", str(arguments.data), "--weights", str(arguments.weights)]
         # Of the backbone before training: the same for all
@@ -107,7 +113,6 @@ def run(loss: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         if status:
             raise SystemExit(f"{' '.join(command)} failed, see {log}")
         cost = {
-            "command": " ".join(command[1:]),
             "wall_s": time.monotonic() - began,
             "cpu_s": usage.ru_utime + usage.ru_stime,
             "whole": not started,
@@ -120,11 +125,28 @@ def run(loss: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "loss": loss,
         "seed": seed,
+        "photos": photos,
         "protocol": evaluation["protocol"],
         "rows": evaluation["rows"],
         "images_per_s": statistics.median(line["images_per_s"] for line in metrics),
         **json.loads(costs.read_text()),
     }
+
+
+def whole_epochs(loss: str, arguments: argparse.Namespace) -> tuple[int, int]:
+    """Epochs that come nearest to the photos of a run, and how many photos these are.
+
+    An epoch visits every photo, and fills up batches with others: by how many depends on the batch.
+    """
+    labels = load_dataset(arguments.data).train.labels
+    own = LOSSES[loss]
+    classes, images = plan_batch(own["batch-size"], own["images-per-class"], len(np.unique(labels)))
+    sampler = ClassBalancedBatches(
+        labels, classes_per_batch=classes, images_per_class=images, seed=0
+    )
+    epoch = len(sampler) * classes * images
+    epochs = max(1, round(arguments.photos / epoch))
+    return epochs, epochs * epoch
 
 
 def summarise(
@@ -146,7 +168,8 @@ def summarise(
                     "recall_1_low": min(recalls["1"]),
                     "recall_1_high": max(recalls["1"]),
                     "map_at_r": statistics.mean(100 * row["map_at_r"] for row in rows),
-                    "images_per_s": statistics.median(run["images_per_s"] for run in runs),
+                    "photos": runs[0]["photos"],
+                    "cpu_s": statistics.median(run["cpu_s"] for run in runs),
                 }
             )
     return table
@@ -161,15 +184,15 @@ def pick(rows: list[dict[str, Any]], kind: str) -> dict[str, Any]:
 
 
 def show(table: list[dict[str, Any]]) -> None:
-    print("| loss | embedding | R@1 (least … most) | R@2 | R@4 | R@8 | MAP@R | photos/s |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| loss | embedding | R@1 (least … most) | R@2 | R@4 | R@8 | MAP@R | photos | CPU s |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for line in sorted(table, key=lambda line: (line["embedding"], -line["recall"]["1"])):
         recall = line["recall"]
         print(
             f"| {line['loss']} | {line['embedding']} | {recall['1']:.1f} "
             f"({line['recall_1_low']:.1f} … {line['recall_1_high']:.1f}) | {recall['2']:.1f} | "
             f"{recall['4']:.1f} | {recall['8']:.1f} | {line['map_at_r']:.1f} | "
-            f"{line['images_per_s']:.0f} |"
+            f"{line['photos']:,} | {line['cpu_s']:.0f} |"
         )
 
 

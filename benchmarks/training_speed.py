@@ -76,7 +76,7 @@ def main() -> None:
     ratios |= memory(settings)
     ratios |= throughput(network, settings, machine, arguments.rounds)
     report = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": f"python {' '.join(Path(argument).name for argument in sys.argv)}",
         "machine": machine.describe(),
         "threads": torch.get_num_threads(),
         "ratios": ratios,

@@ -24,6 +24,7 @@ from index.model import Model
 from service.cli import dscl
 from tests.photos import picture, write_class_folders, write_photo
 from tests.service.running import run_dscl
+from tests.training.said import said_of
 from training.backbones import Backbone
 from training.commands import train
 from training.fields import SettingField, setting_fields
@@ -145,8 +146,8 @@ def two_values(field: SettingField) -> st.SearchStrategy[tuple[Any, Any]]:
 SILENT = object()
 
 
-@settings(max_examples=30)
-@given(st.fixed_dictionaries({field.name: two_values(field) for field in setting_fields()}))
+@settings(max_examples=60, deadline=None)
+@given(said_of(two_values))
 def test_what_is_typed_goes_before_the_preset_and_the_preset_before_the_default(
     said: dict[str, tuple[Any, Any]],
 ) -> None:

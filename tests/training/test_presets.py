@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.training.said import said_of
 from tests.training.training_guide import GUIDE, with_tables
 from training.fields import SettingField, sections, setting_fields
 from training.presets import PresetError, list_presets, load_preset
@@ -96,8 +97,8 @@ def values_of(field: SettingField) -> st.SearchStrategy[Any]:
     }[field.kind]
 
 
-@settings(max_examples=30)
-@given(st.fixed_dictionaries({}, optional={f.name: values_of(f) for f in setting_fields()}))
+@settings(max_examples=60, deadline=None)
+@given(said_of(values_of))
 def test_what_a_file_says_is_read_as_it_stands(values: dict[str, Any]) -> None:
     text = "".join(
         f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items()
