@@ -259,10 +259,11 @@ def test_batches_larger_than_what_workers_hand_over_are_put_together_in_order(
     assert torch.equal(whole(batch), torch.stack(expected))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize(("piece", "sizes"), [(6, [6]), (4, [4, 2]), (1, [1] * 6)])
+@pytest.mark.parametrize(
+    ("piece", "workers", "sizes"), [(6, 0, [6]), (4, 0, [4, 2]), (4, 1, [4, 2]), (1, 0, [1] * 6)]
+)
 def test_a_batch_comes_in_pieces(
-    photos: Photos, workers: int, piece: int, sizes: list[int]
+    photos: Photos, piece: int, workers: int, sizes: list[int]
 ) -> None:
     loader, sampler = make_loader(photos, Augmentation()), make_sampler(photos)
     (expected, _) = batches(loader, sampler, epochs=range(1), piece=6)

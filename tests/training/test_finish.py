@@ -32,7 +32,8 @@ from training.whitening import Whitening
 
 KS = (1, 2, 4, 8)
 EVERYTHING: dict[str, Any] = {
-    "epochs": 2, "baseline": True, "transductive": True, "save_embeddings": True
+    "epochs": 2, "baseline": True, "transductive": True, "save_embeddings": True,
+    "whitening": "total", "whitening_ridge": 0.1,
 }  # fmt: skip
 
 

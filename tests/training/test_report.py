@@ -764,3 +764,11 @@ def test_the_command_writes_nothing_when_one_is_no_run(tmp_path: Path) -> None:
     assert isinstance(result.exception, ReportError)
     assert not (folder / "report.html").exists()
     assert invoke().exit_code == 2
+
+
+def test_a_network_that_embeds_all_photos_alike_has_a_map_too() -> None:
+    alike = np.full((12, 8), 8**-0.5, np.float32)
+    for rows in (alike, np.zeros_like(alike)):
+        places = map_embeddings(rows)
+        assert places.shape == (12, 2)
+        assert np.isfinite(places).all()

@@ -55,15 +55,29 @@ def map_embeddings(embeddings: NDArray[np.float32], *, seed: int = 0) -> NDArray
     """
     n, d = embeddings.shape
     if d > 2:
-        # scikit-learn takes seconds to import, and only a map needs it.
-        from sklearn.manifold import TSNE
-
-        # Perplexity must be below n; a third of it keeps small maps from collapsing.
-        tsne = TSNE(init="pca", perplexity=min(30.0, (n - 1) / 3), random_state=seed)
-        plane = np.asarray(tsne.fit_transform(embeddings), np.float64)
+        plane = _tsne(embeddings, seed)
     else:
         plane = np.zeros((n, 2))
         plane[:, :d] = embeddings
     low, high = plane.min(0), plane.max(0)
     scaled: NDArray[np.float64] = (plane - low) / np.maximum(high - low, np.finfo(float).tiny)
     return scaled
+
+
+def _tsne(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
+    # scikit-learn takes seconds to import, and only a map needs it.
+    from sklearn.manifold import TSNE
+
+    n = len(embeddings)
+    centred = embeddings.astype(np.float64) - embeddings.mean(0, dtype=np.float64)
+    axes, spreads, _ = np.linalg.svd(centred, full_matrices=False)
+    start = axes[:, :2] * spreads[:2]
+    spread = start[:, 0].std()
+    # Rows that are all alike have no axes; scikit-learn's own start from PCA would be NaN, on which
+    # its tree crashes. Nor may points coincide.
+    if not spread > np.finfo(np.float32).eps:
+        return np.zeros((n, 2))
+    start = 1e-4 * start / spread + np.random.default_rng(seed).normal(scale=1e-6, size=(n, 2))
+    # Perplexity must be below n; a third of it keeps small maps from collapsing.
+    tsne = TSNE(init=start, perplexity=min(30.0, (n - 1) / 3), random_state=seed)
+    return np.asarray(tsne.fit_transform(embeddings), np.float64)
