@@ -266,7 +266,7 @@ def test_train_prints_its_settings_and_makes_a_model(tmp_path: Path) -> None:
     for line in (
         ["--backbone", "small_cnn", "command", "line"],
         ["--flip", "false", "command", "line"],
-        ["--lr", "0.002", "default"],
+        ["--lr", "0.001", "default"],
         ["--freeze-until", "–", "default"],
     ):
         assert line in [printed_line.split() for printed_line in output.splitlines()]
