@@ -271,7 +271,7 @@ def test_train_prints_its_settings_and_makes_a_model(tmp_path: Path) -> None:
     ):
         assert line in [printed_line.split() for printed_line in output.splitlines()]
     assert f"Run folder: {out} (live plots: tensorboard --logdir {out})" in output
-    assert output.index("Run folder") < output.index("Training small_cnn (none weights) with dscl on ")
+    assert output.index("Run folder") < output.index("Training small_cnn (none weights) with dscl")
     assert f"Exported {out / 'model'}" in output
     card = Model.load(out / "model").card
     assert (card.protocol, card.settings["flip"]) == ("folders 2/1", False)
