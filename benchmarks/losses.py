@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -69,7 +70,7 @@ def main() -> None:
     todo = [(loss, seed) for seed in seeds for loss in losses]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         results = list(pool.map(lambda job: run(*job, arguments), todo))
-    table = summarise(losses, seeds, results)
+    table = summarise(losses, results)
     report = {
         "command": f"python {' '.join(Path(argument).name for argument in sys.argv)}",
         "common": COMMON,
@@ -128,7 +129,9 @@ def run(loss: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         "photos": photos,
         "protocol": evaluation["protocol"],
         "rows": evaluation["rows"],
-        "images_per_s": statistics.median(line["images_per_s"] for line in metrics),
+        "images_per_s": statistics.median(
+            line["images_per_s"] for line in metrics if line["images_per_s"]
+        ),
         **json.loads(costs.read_text()),
     }
 
@@ -149,9 +152,7 @@ def whole_epochs(loss: str, arguments: argparse.Namespace) -> tuple[int, int]:
     return epochs, epochs * epoch
 
 
-def summarise(
-    losses: list[str], seeds: list[int], results: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def summarise(losses: list[str], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean and spread over the seeds, for the head and for the features."""
     table = []
     for loss in losses:
@@ -163,13 +164,16 @@ def summarise(
                 {
                     "loss": loss,
                     "embedding": kind,
-                    "seeds": len(seeds),
+                    "seeds": len(runs),
                     "recall": {k: statistics.mean(values) for k, values in recalls.items()},
                     "recall_1_low": min(recalls["1"]),
                     "recall_1_high": max(recalls["1"]),
                     "map_at_r": statistics.mean(100 * row["map_at_r"] for row in rows),
                     "photos": runs[0]["photos"],
-                    "cpu_s": statistics.median(run["cpu_s"] for run in runs),
+                    # Of runs that were not stopped and resumed
+                    "cpu_s": statistics.median(
+                        [run["cpu_s"] for run in runs if run["whole"]] or [math.nan]
+                    ),
                 }
             )
     return table
@@ -184,12 +188,12 @@ def pick(rows: list[dict[str, Any]], kind: str) -> dict[str, Any]:
 
 
 def show(table: list[dict[str, Any]]) -> None:
-    print("| loss | embedding | R@1 (least … most) | R@2 | R@4 | R@8 | MAP@R | photos | CPU s |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| loss | embedding | seeds | R@1 (range) | R@2 | R@4 | R@8 | MAP@R | photos | CPU s |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for line in sorted(table, key=lambda line: (line["embedding"], -line["recall"]["1"])):
         recall = line["recall"]
         print(
-            f"| {line['loss']} | {line['embedding']} | {recall['1']:.1f} "
+            f"| {line['loss']} | {line['embedding']} | {line['seeds']} | {recall['1']:.1f} "
             f"({line['recall_1_low']:.1f} … {line['recall_1_high']:.1f}) | {recall['2']:.1f} | "
             f"{recall['4']:.1f} | {recall['8']:.1f} | {line['map_at_r']:.1f} | "
             f"{line['photos']:,} | {line['cpu_s']:.0f} |"

@@ -13,8 +13,12 @@ from torch import nn
 __all__ = ["StopRequest", "Stopped", "stop_on_signals"]
 
 
-class Stopped(Exception):  # noqa: N818 - nothing went wrong
-    """The user (Ctrl-C) or the system (SIGTERM) asked the run to stop."""
+class Stopped(BaseException):
+    """The user (Ctrl-C) or the system (SIGTERM) asked the run to stop.
+
+    Like KeyboardInterrupt it is no ``Exception``: torch's exporter, which runs the network, would
+    take it for a network that cannot be exported.
+    """
 
 
 @dataclass

@@ -277,21 +277,6 @@ def test_train_prints_its_settings_and_makes_a_model(tmp_path: Path) -> None:
     assert (card.protocol, card.settings["flip"]) == ("folders 2/1", False)
 
 
-def test_two_processes_share_one_run_of_which_one_speaks(tmp_path: Path) -> None:
-    data = write_class_folders(tmp_path / "cars")
-    out = tmp_path / "run"
-    result = run_dscl(
-        "train", "--nproc", "2", "--data", data, "--out", out, "--backbone", "small_cnn",
-        "--weights", "none", "--train-classes", "2", "--dim", "2", "--size", "32", "--epochs", "1",
-        "--batch-size", "16", "--device", "cpu", "--no-baseline", "--validation-classes", "0",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Run folder") == result.stdout.count("Exported") == 1
-    assert Model.load(out / "model").card.dim == 2
-    command = json.loads((out / "run.json").read_text())["command"]
-    assert command.startswith("dscl train --nproc 2 --data ")
-
-
 def test_a_process_of_several_that_is_not_told_where_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ from tests.training.tiny_runs import (
     write_cars,
     write_table,
 )
-from training import trainer
+from training import export, trainer
 from training.data import Photos
 from training.stop import Stopped
 from training.whitening import Whitening
@@ -311,6 +311,27 @@ def test_features_in_a_cache_that_was_named_stay(cars: Path, tmp_path: Path) -> 
     assert not (finished.run.path / "features").exists()
     kept = sorted(len(np.load(file)) for file in cache.rglob("features.npy"))
     assert kept == [2 * PER_CLASS, 6 * PER_CLASS]
+
+
+# Stopping
+
+
+def test_a_signal_while_the_model_is_exported_stops_the_run_and_leaves_no_model(
+    cars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = export._write_graph
+
+    def ring(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        write(*arguments)
+
+    run = open_run(tmp_path / "run", cars, epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "_write_graph", ring)
+        with pytest.raises(Stopped):
+            trainer.train(run, echo=lambda _: None)
+    assert not run.model_folder.exists()
+    assert end(run).facts["metrics"]["recall"]
 
 
 # The report
