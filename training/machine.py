@@ -60,11 +60,13 @@ class Machine:
 
     def describe(self) -> str:
         """The choices in one line."""
-        name = f"{torch.cuda.get_device_name(self.device)} " if self.device.type == "cuda" else ""
+        name = str(self.device)
+        if self.device.type == "cuda":
+            name = f"{torch.cuda.get_device_name(self.device)} ({name})"
         numbers = "float32" if self.autocast is None else "bf16 autocast"
         decoding = f"{self.workers} decoding processes" if self.workers else "decoding in line"
         return (
-            f"{name}({self.device}), {numbers}, channels last, {decoding}, "
+            f"{name}, {numbers}, channels last, {decoding}, "
             f"{self.activation_bytes / 2**30:.1f} GB for activations"
         )
 

@@ -98,7 +98,7 @@ def test_where_the_system_tells_nothing_two_gigabytes_are_taken(
 def test_a_run_says_in_one_line_what_it_computes_with(plain: Finished) -> None:
     [line] = [text for text in plain.said if text.startswith("Computing on ")]
     assert line == (
-        "Computing on (cpu), float32, channels last, decoding in line, 0.0 GB for activations."
+        "Computing on cpu, float32, channels last, decoding in line, 0.0 GB for activations."
     )
 
 
