@@ -56,15 +56,15 @@ def finish(
 ) -> ModelCard:
     """Whiten with the training photos, measure on the test classes once, export and report."""
     settings = run.settings
-    known = _features(run, dataset.train, network, machine, "Whitening")
+    # Classes that judge have no part in the whitening either.
+    fitted = dataset.train if dataset.test is not None else split(dataset, settings)[0]
+    known = _features(run, fitted, network, machine, "Whitening")
     # The embedding that is exported, and after it the other one that the network has to offer
     order: list[Embedding] = sorted(
         get_args(Embedding), key=lambda embedding: embedding != settings.embedding
     )
     whitenings = {
-        embedding: _whitening(
-            settings, chosen(known, network.head, embedding), dataset.train.labels
-        )
+        embedding: _whitening(settings, chosen(known, network.head, embedding), fitted.labels)
         for embedding in order
     }
     whitening = whitenings[settings.embedding]
@@ -97,7 +97,7 @@ def finish(
         also: dict[str, NDArray[Any]] = {}
         if settings.save_embeddings:
             trained = whitening.apply(chosen(known, network.head, settings.embedding))
-            also = {"train_embeddings": _unit(trained), "train_labels": dataset.train.labels}
+            also = {"train_embeddings": _unit(trained), "train_labels": fitted.labels}
         write_evaluation(
             run.evaluation_folder,
             protocol=protocol,
@@ -165,7 +165,8 @@ def measure_baseline(
     photos, queries, protocol = _judges(dataset, run.settings)
     if photos is None or _baseline_file(run).exists():
         return
-    known = torch.tensor(frozen_features(run, dataset.train, backbone, machine))
+    fitted = dataset.train if dataset.test is not None else split(dataset, run.settings)[0]
+    known = torch.tensor(frozen_features(run, fitted, backbone, machine))
     whitening = Whitening.fit(known, ridge=BASELINE_RIDGE)
     features = torch.tensor(frozen_features(run, photos, backbone, machine))
     metrics = evaluate(

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from index.model import Model
+from service.cli import dscl
 from tests.service.running import DSCL, clean_environment, eventually
 from tests.training.test_trainer import command_line, one_thread  # noqa: F401
 from tests.training.tiny_runs import (
@@ -110,17 +112,6 @@ def test_processes_of_the_command_get_the_weights_of_one_with_proxies_too(
     assert f"--out={out}" in (out / "run.json").read_text(encoding="utf-8")
 
 
-def test_torchrun_gets_the_weights_of_one_process(
-    cars: Path, shared: dict[str, Any], tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    arguments = command_line(cars, out, **shared)[1:]
-    done = ended([*torchrun, "--nproc-per-node=2", "-m", "training", *arguments])
-    assert "shared by 2 processes" in done.stdout
-    assert_as_alone(out, finished_run(tmp_path / "alone", cars, **shared), done.stdout)
-
-
 # Stopped on the way
 
 
@@ -198,11 +189,13 @@ def test_a_signal_to_the_launcher_stops_all_and_a_checkpoint_is_saved(
     )
 
 
-def test_what_was_stopped_goes_on_in_as_many_processes(
+def test_torchrun_goes_on_with_what_was_stopped_and_gets_the_weights_of_one_process(
     stopped: StoppedPair, long: Finished, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(stopped.path, tmp_path / "run"))
-    done = ended([*DSCL, "train", f"--resume={run}", "--nproc=2"])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = ended([*torchrun, "--nproc-per-node=2", "-m", "training", f"--resume={run}"])
+    assert "shared by 2 processes" in done.stdout
     assert "Continuing after " in done.stdout
     assert_as_alone(run, long, done.stdout)
 
@@ -215,3 +208,18 @@ def test_what_was_stopped_goes_on_in_one_process(
     start = learned(untrained(long.settings).state_dict())
     assert_same_but_for_rounding(learned(found.weights), learned(long.weights), start)
     assert found.losses == pytest.approx(long.losses, rel=1e-4)
+
+
+@pytest.mark.parametrize("nproc", [2, 3])
+def test_the_command_goes_on_in_as_many_processes_as_it_is_told(
+    long: Finished, monkeypatch: pytest.MonkeyPatch, nproc: int
+) -> None:
+    """What the launcher does with it is tested in ``test_launch``."""
+    launched: list[tuple[int, list[str]]] = []
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(
+        "training.launch.launch", lambda n, arguments: launched.append((n, arguments)) or 7
+    )
+    options = [f"--resume={long.run.path}", f"--nproc={nproc}"]
+    assert CliRunner().invoke(dscl, ["train", *options]).exit_code == 7
+    assert launched == [(nproc, ["-m", "training", *options])]
