@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -73,7 +74,7 @@ def train(
     else:
         assert resume is not None
         run = Run.open(resume)
-        _refuse_other_settings(run, context.params, sources)
+        run.settings = _resumed_settings(run, context.params, sources)
         sources = dict.fromkeys(sources, "run")
     if nproc > 1 and not launched():
         place = [] if resume is not None else ["--out", str(run.path)]
@@ -107,22 +108,30 @@ def _settings(values: dict[str, Any], preset: str | None) -> TrainSettings:
         raise InvalidArgumentError(f"{error} (With --preset {preset}.)") from error
 
 
-def _refuse_other_settings(
+def _resumed_settings(
     run: Run, given: Mapping[str, Any], sources: Mapping[str, Origin]
-) -> None:
-    """Raise InvalidArgumentError where the command line or a preset contradicts the run."""
+) -> TrainSettings:
+    """The run's own settings, with what was given of those that do not change the result.
+
+    Raises:
+        InvalidArgumentError: the command line or a preset contradicts the run.
+    """
     kept = run.settings.to_dict() | {"out": run.path}
-    other = [
+    other = [name for name in sorted(kept)
+             if sources[name] != "default" and kept[name] != given[name]]  # fmt: skip
+    free = run.settings.may_change_on_resume
+    refused = [
         f"{name} (run: {kept[name]}, "
         f"{'preset' if sources[name] == 'preset' else 'given'}: {given[name]})"
-        for name in sorted(kept)
-        if sources[name] != "default" and kept[name] != given[name]
+        for name in other
+        if name not in free
     ]
-    if other:
+    if refused:
         raise InvalidArgumentError(
-            f"--resume {run.path} keeps the run's own settings; these differ: {', '.join(other)}. "
-            "Leave them out, or start a new run."
+            f"--resume {run.path} keeps the run's own settings; these differ: "
+            f"{', '.join(refused)}. Leave them out, or start a new run."
         )
+    return dataclasses.replace(run.settings, **{name: given[name] for name in other})
 
 
 @click.command()

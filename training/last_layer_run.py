@@ -12,10 +12,12 @@ from training.data import Photos
 from training.distributed import World
 from training.finish import frozen_features
 from training.last_layer import fit_closed_form, fit_iterative
+from training.lda import Projection
 from training.machine import Machine
 from training.network import EmbeddingNetwork
 from training.preparation import plan_steps
-from training.run import Run
+from training.run import Checkpoint, Run
+from training.stop import Stopped, StopRequest
 
 __all__ = ["solve_head", "train_last_layer"]
 
@@ -41,9 +43,21 @@ def solve_head(
 
 
 def train_last_layer(
-    run: Run, photos: Photos, network: EmbeddingNetwork, machine: Machine, *, echo: Echo
+    run: Run,
+    photos: Photos,
+    network: EmbeddingNetwork,
+    machine: Machine,
+    stop: StopRequest,
+    *,
+    echo: Echo,
 ) -> None:
-    """Train the head alone, on features that are computed once."""
+    """Train the head alone, on features that are computed once.
+
+    It takes seconds: a run that was stopped starts again, and only the result is saved.
+
+    Raises:
+        Stopped: a request was met after an epoch.
+    """
     settings = run.settings
     features = frozen_features(run, photos, network.backbone, machine)
     n, p = features.shape
@@ -51,7 +65,7 @@ def train_last_layer(
         projection = fit_closed_form(
             features, photos.labels, dim=settings.dim, ridge=settings.closed_form_ridge
         )
-        projection.copy_to(network.head)
+        _keep(run, projection, network)
         echo(f"Solved for {settings.dim} dimensions of the {p} features of {n} photos.")
         return
 
@@ -74,6 +88,8 @@ def train_last_layer(
             writer.add_scalar("loss/epoch", loss, epoch)
             run.log({"epoch": epoch, "loss": loss, "random_level": random_level,
                      "images_per_s": None})  # fmt: skip
+            if stop.asked:
+                raise Stopped
 
         projection = fit_iterative(
             features,
@@ -89,5 +105,21 @@ def train_last_layer(
             device=machine.device,
             on_epoch=record,
         )
-    projection.copy_to(network.head)
+    _keep(run, projection, network)
     echo(f"Trained {settings.dim} dimensions on the {p} features of {n} photos.")
+
+
+def _keep(run: Run, projection: Projection, network: EmbeddingNetwork) -> None:
+    """Put the head in its place, and save the network as that of a finished run."""
+    projection.copy_to(network.head)
+    run.save(
+        Checkpoint(
+            epoch=run.settings.epochs,
+            step=0,
+            losses=[],
+            network=network.state_dict(),
+            optimizer={},
+            criterion={},
+            average=None,
+        )
+    )

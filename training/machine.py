@@ -51,7 +51,9 @@ class Machine:
             # On a CPU they would take their time from the forward passes.
             workers = max(1, cores - 1) if device.type == "cuda" else 0
         if settings.activations_mb is None:
-            activation_bytes = _free_bytes(device) // (4 * processes)
+            # Processes share the system's memory, while each has a GPU of its own.
+            share = 1 if device.type == "cuda" else processes
+            activation_bytes = _free_bytes(device) // (4 * share)
         else:
             activation_bytes = settings.activations_mb * 2**20
         return cls(

@@ -20,6 +20,7 @@ import json
 import os
 import pickle
 import platform
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,7 @@ class Run:
                 f"--resume {path}."
             )
         run = cls(path, settings)
+        there = path.exists()
         try:
             run.checkpoint_file.parent.mkdir(parents=True)
             _write_json(path / "settings.json", settings.to_dict())
@@ -102,6 +104,10 @@ class Run:
             }
             _write_json(path / "run.json", facts)
         except OSError as error:
+            # Half a run folder could neither be continued nor made anew.
+            shutil.rmtree(path, ignore_errors=True)
+            if there:
+                path.mkdir(exist_ok=True)
             raise RunError(f"{path} cannot be written: {error.strerror}.") from error
         return run
 

@@ -238,6 +238,14 @@ class TrainSettings:
         return self.batch_norm == "train" or (self.batch_norm == "auto" and self.weights == "none")
 
     @property
+    def may_change_on_resume(self) -> frozenset[str]:
+        """Settings of speed and memory: the result is the same, up to rounding, with others."""
+        names = {"activations_mb", "workers", "cache_mb"}
+        # BatchNorm in training mode normalises by chunk.
+        chunks = set() if self.trains_batch_norm else {"chunk_size", "shrink_chunks"}
+        return frozenset(names | chunks)
+
+    @property
     def solves_head(self) -> bool:
         """Whether the head starts from the closed form.
 

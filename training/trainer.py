@@ -43,7 +43,7 @@ from training.settings import TrainSettings
 from training.stop import Stopped, StopRequest, stop_on_signals
 from training.two_pass import backward
 
-__all__ = ["NonFiniteError", "schedule", "train"]
+__all__ = ["ChunkTooLargeError", "NonFiniteError", "schedule", "train"]
 
 Echo = Callable[[str], object]
 
@@ -64,6 +64,12 @@ class NonFiniteError(DsclError):
         )
 
 
+class ChunkTooLargeError(DsclError):
+    """The GPU has no room for the activations of a chunk."""
+
+    code = "gpu_out_of_memory"
+
+
 def train(run: Run, *, echo: Echo = print) -> ModelCard | None:
     """Train until the last epoch, from the last checkpoint if there is one, and export.
 
@@ -76,6 +82,7 @@ def train(run: Run, *, echo: Echo = print) -> ModelCard | None:
     Raises:
         Stopped: by SIGINT or SIGTERM; the checkpoint is saved.
         NonFiniteError: the checkpoint of the last good step is saved.
+        ChunkTooLargeError: likewise.
         DsclError: data, weights or settings that cannot be used.
     """
     settings = run.settings
@@ -102,7 +109,7 @@ def train(run: Run, *, echo: Echo = print) -> ModelCard | None:
             if world.main and settings.baseline:
                 measure_baseline(run, dataset, network.backbone, machine, echo=say)
             if settings.method == "last-layer":
-                train_last_layer(run, photos, network, machine, echo=say)
+                train_last_layer(run, photos, network, machine, stop, echo=say)
             else:
                 if settings.solves_head and not run.checkpoint_file.exists():
                     solve_head(run, photos, network, machine, world)
@@ -242,7 +249,7 @@ def _train_end_to_end(
                                 echo(f"Out of memory: going on in chunks of {chunk_size}.")
                                 continue
                             break
-                    except (Stopped, NonFiniteError) as error:
+                    except (Stopped, NonFiniteError, ChunkTooLargeError) as error:
                         # The step is not taken: all as it was before it.
                         network.load_state_dict(buffers, strict=False)
                         if world.main:
@@ -333,16 +340,21 @@ def _smaller(
     """Half the chunk, where the settings allow it.
 
     Raises:
-        DsclError: they do not, or the chunk cannot become smaller.
+        ChunkTooLargeError: they do not, or the chunk cannot become smaller.
     """
     half = chunk_size // 2
     if settings.shrink_chunks and half >= 1 and world.size == 1:
         torch.cuda.empty_cache()
         return half
-    raise DsclError(
+    raise ChunkTooLargeError(
         f"the GPU has no room for chunks of {chunk_size} photos: use --chunk-size {max(1, half)} "
-        "(the result stays the same), or in one process --shrink-chunks to go on by itself. "
-        f"Continue with --resume, or start again. ({error})"
+        "or, in one process, --shrink-chunks to go on by itself. "
+        + (
+            "Start again, as BatchNorm learns its statistics by chunk."
+            if settings.trains_batch_norm
+            else "Both go with --resume: the result stays the same."
+        )
+        + f" ({error})"
     ) from error
 
 

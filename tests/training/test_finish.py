@@ -262,6 +262,40 @@ def test_without_test_classes_those_held_out_judge_and_the_protocol_says_so(
     assert "Test (folders 6/0, held-out training classes), dscl, 4 values: R@1 " in said
 
 
+@pytest.mark.parametrize("whitening", ["total", "within-class"])
+def test_classes_that_judge_have_no_part_in_the_whitening(
+    cars: Path, tmp_path: Path, whitening: str
+) -> None:
+    data = tmp_path / "cars"
+    shutil.copytree(cars / "train", data / "train")
+    finished = finished_run(
+        tmp_path / "run", data, epochs=1, whitening=whitening, save_embeddings=True, baseline=True
+    )
+    train = finished.data().train
+    learned = train.labels < 4
+
+    def whitened(raw: torch.Tensor, kind: str, ridge: float) -> np.ndarray:
+        known = raw[torch.from_numpy(learned)]
+        if kind == "total":
+            fitted = Whitening.fit(known, ridge=ridge)
+        else:
+            fitted = Whitening.fit_within(known, train.labels[learned], ridge=ridge)
+        return unit(fitted.apply(raw).numpy())
+
+    raw = torch.from_numpy(embedded(finished.trained(), finished.settings, train))
+    expected = whitened(raw, whitening, finished.settings.whitening_ridge)
+    # Cosines, as whitening leaves the signs of its axes open.
+    found = np.concatenate([finished.saved("train_embeddings"), finished.saved("embeddings")])
+    rows = np.concatenate([expected[learned], expected[~learned]])
+    np.testing.assert_allclose(found @ found.T, rows @ rows.T, rtol=0, atol=2e-5)
+    assert np.array_equal(finished.saved("train_labels"), train.labels[learned])
+
+    backbone = untrained(finished.settings).backbone
+    features = torch.from_numpy(embedded(backbone, finished.settings, train))
+    rows = whitened(features, "total", 0.1)[~learned]
+    assert_row(finished.evaluation()["rows"][-1], evaluate(rows, train.labels[~learned], ks=KS))
+
+
 def test_with_nothing_to_judge_by_a_run_ends_without_figures(cars: Path, tmp_path: Path) -> None:
     data = tmp_path / "cars"
     shutil.copytree(cars / "train", data / "train")

@@ -129,6 +129,7 @@ def test_a_gpu_computes_in_bf16_and_has_all_other_cores_decode() -> None:
         "10.0 GB for activations"
     )
     assert choose(processes=4).workers == 2
+    assert choose(processes=4).activation_bytes == 10 * GIB  # a GPU each
     assert choose(processes=16).workers == 1
     assert choose(precision="fp32", workers=0).autocast is None
 

@@ -48,7 +48,8 @@ from training.network import EmbeddingNetwork
 from training.preparation import resume_network
 from training.run import Run
 from training.settings import TrainSettings
-from training.trainer import schedule
+from training.stop import Stopped
+from training.trainer import ChunkTooLargeError, schedule
 
 #: The classes that are left to train on differ in this many directions.
 DIFFERENCES = 3
@@ -163,6 +164,34 @@ def test_the_backbone_stays_to_the_bit(name: str, request: pytest.FixtureRequest
             assert not torch.equal(finished.weights[key], value)
         else:
             assert_same(finished.weights[key], value)
+
+
+@pytest.mark.parametrize("name", ["iterative", "solved"])
+def test_a_finished_head_can_be_exported_again(name: str, request: pytest.FixtureRequest) -> None:
+    finished: Finished = request.getfixturevalue(name)
+    _, network, _ = resume_network(finished.run, echo=lambda _: None)
+    assert_same(dict(network.state_dict()), dict(finished.weights))
+
+
+def test_a_request_to_stop_is_met_after_an_epoch_of_the_last_layer(
+    cars: Path, cache: Path, tmp_path: Path, iterative: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(tmp_path / "run", cars, **LAST_LAYER, epochs=30, feature_cache=str(cache))
+    log = Run.log
+
+    def log_and_ring(self: Run, figures: dict[str, Any]) -> None:
+        log(self, figures)
+        if figures["epoch"] == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", log_and_ring)
+        with pytest.raises(Stopped):
+            end(run)
+    assert len(run.metrics()) == 3
+    again = end(Run.open(run.path))
+    assert again.losses == iterative.losses
+    assert_same(dict(again.weights), dict(iterative.weights))
 
 
 @pytest.mark.usefixtures("iterative")
@@ -562,6 +591,45 @@ def test_a_single_photo_that_does_not_fit_is_an_error(
     with watched(gpu), pytest.raises(DsclError, match="no room for chunks of 1 photos"):
         finished_run(tmp_path / "run", cars, **same_in_any_chunks, chunk_size=4, shrink_chunks=True)
     assert gpu.refused == [4, 2, 1]
+
+
+def test_a_run_that_ran_out_of_memory_is_continued_as_its_message_says(
+    cars: Path, tmp_path: Path, whole: Finished, same_in_any_chunks: dict[str, Any]
+) -> None:
+    """A mock raises the error: see ``Full``; this time in the second step."""
+    run = open_run(tmp_path / "run", cars, **same_in_any_chunks, chunk_size=12)
+    gpu = Full(12)
+
+    def fill(network: EmbeddingNetwork) -> None:
+        gpu(network)
+
+        def shrink(module: nn.Module, *_: object) -> None:
+            gpu.room = 4 if gpu.room == 12 else gpu.room
+
+        # After the first pass, which is the whole first step
+        network.backbone.register_full_backward_hook(shrink)
+
+    with watched(fill), pytest.raises(ChunkTooLargeError) as caught:
+        end(run)
+    assert "use --chunk-size 6 or" in str(caught.value)
+    assert "go with --resume" in str(caught.value)
+    assert (run.load().epoch, run.load().step) == (0, 1)
+
+    continued: list[Run] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.trainer.train", lambda run, echo: continued.append(run))
+        arguments = ["train", f"--resume={run.path}", "--chunk-size=4", "--workers=0"]
+        dscl.main(arguments, standalone_mode=False)
+    [again] = continued
+    assert again.settings.chunk_size == 4
+    with watched(gpu):
+        assert_learned_the_same(end(again), whole)
+
+
+def test_chunks_cannot_change_where_batch_norm_learns_by_them(cars: Path, tmp_path: Path) -> None:
+    run = open_run(tmp_path / "run", cars)
+    with pytest.raises(InvalidArgumentError, match=r"chunk_size \(run: 5, given: 2\)"):
+        dscl.main(["train", f"--resume={run.path}", "--chunk-size=2"], standalone_mode=False)
 
 
 def test_a_run_that_ran_out_of_memory_goes_on_from_its_last_checkpoint(

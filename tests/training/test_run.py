@@ -195,3 +195,6 @@ def test_a_disk_that_is_full_is_told_when_the_folder_is_made(disk: Disk) -> None
     (place / "ballast").write_bytes(bytes(60 * 1024))
     with pytest.raises(RunError, match=r"cannot be written: No space left on device\."):
         Run.create(place / "run", TrainSettings())
+    assert not (place / "run").exists()
+    (place / "ballast").unlink()
+    Run.create(place / "run", TrainSettings())
