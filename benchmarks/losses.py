@@ -1,11 +1,14 @@
 """DSCL against the best losses of pytorch-metric-learning, on the same photos at the same cost.
 
-    python benchmarks/losses.py --data cars196 --weights mobilenet_v2-imagenet.pth
+    python benchmarks/losses.py tune --data cars196 --weights mobilenet_v2-imagenet.pth
+    python benchmarks/losses.py compare --data cars196 --weights mobilenet_v2-imagenet.pth
 
 Every run has the same backbone, d, resolution, augmentation, schedule, number of photos and
-threads, and the same export; only the loss, its batches and its rates differ, each as tuned on
-training classes held out (see docs/recipe.md). Runs that are done are kept, so it can be stopped
-and started again. Writes losses.json and losses.svg beside the table that it prints.
+threads, and the same export; only the loss, its batches and its rates differ. ``tune`` tries three
+settings of every loss on training classes held out, and keeps the best by the mean of R@1 of
+features and head; ``compare`` trains with these on the whole training half, with several seeds, and
+judges on the test classes. Runs that are done are kept, so both can be stopped and started again.
+``tune`` writes losses_tuning.json, ``compare`` losses.json and losses.svg, and both print a table.
 """
 
 from __future__ import annotations
@@ -19,13 +22,18 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from training.data import load_dataset
 from training.sampler import ClassBalancedBatches, plan_batch
+
+KINDS = ("features", "head")
+TUNING = "losses_tuning.json"
 
 #: What all runs share, but data, weights, epochs and seed. Activations of a whole batch are kept,
 #: so that no loss pays for a second forward pass.
@@ -41,59 +49,154 @@ COMMON = {
 
 #: The peers' usual batches, 32 classes × 4 photos in one pass; in DSCL's they lose.
 SMALL_BATCHES = {"batch-size": 128, "images-per-class": 4, "chunk-size": 128, "lr": 2e-3}
+PROXIES = SMALL_BATCHES | {"proxy-lr": 2e-2}
+RATES = (2e-4, 5e-4, 1e-3)
 
-#: What is each loss's own, tuned on classes 083–098 of the training half (docs/recipe.md).
-LOSSES: dict[str, dict[str, Any]] = {
-    "dscl": {"batch-size": 1372, "images-per-class": 14, "backbone-lr": 7e-4},
-    "proxy-anchor": SMALL_BATCHES | {"backbone-lr": 5e-4, "proxy-lr": 2e-2},
-    "multi-similarity": SMALL_BATCHES | {"backbone-lr": 5e-4},
-    "triplet": SMALL_BATCHES | {"backbone-lr": 2e-4},
-    "arcface": SMALL_BATCHES | {"backbone-lr": 2e-4, "proxy-lr": 2e-2},
+#: What ``tune`` chooses from: as many settings for each loss, around what earlier trials found
+#: good. DSCL's batches hold every class.
+CANDIDATES: dict[str, list[dict[str, Any]]] = {
+    "dscl": [
+        {"images-per-class": 8, "backbone-lr": 5e-4},
+        {"images-per-class": 14, "backbone-lr": 7e-4},
+        {"images-per-class": 14, "backbone-lr": 1.2e-3},
+    ],
+    "proxy-anchor": [PROXIES | {"backbone-lr": rate} for rate in RATES],
+    "multi-similarity": [SMALL_BATCHES | {"backbone-lr": rate} for rate in RATES],
+    "triplet": [SMALL_BATCHES | {"backbone-lr": rate} for rate in RATES],
+    "arcface": [PROXIES | {"backbone-lr": rate} for rate in RATES],
 }
+
+#: Of the training classes, those that judge in ``tune``: the last in the order of their names.
+HELD_OUT = 28
+
+#: Photos that a run learns from for each class that trains, about.
+PHOTOS_PER_CLASS = 184
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training run: a loss with its settings, on a data set."""
+
+    name: str
+    loss: str
+    own: dict[str, Any]
+    seed: int
+    data: Path
+    train_classes: int | None  #: None: as the data set splits itself
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="labelled photos, train and test")
+    parser.add_argument("step", choices=("tune", "compare"))
+    parser.add_argument(
+        "--data", type=Path, required=True, help="class folders in train/ and test/"
+    )
     parser.add_argument("--weights", type=Path, required=True, help="state dict of MobileNetV2")
-    parser.add_argument("--photos", type=int, default=16_500, help="that a run learns from, about")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--losses", default=",".join(LOSSES))
+    parser.add_argument("--photos-per-class", type=int, default=PHOTOS_PER_CLASS)
+    parser.add_argument("--seeds", default="0,1,2", help="of compare")
+    parser.add_argument("--losses", default=",".join(CANDIDATES))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side")
     parser.add_argument("--runs", type=Path, default=Path("runs/losses"), help="run folders")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
-    seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    losses = arguments.losses.split(",")
-
-    # Seed by seed, so that the losses take turns on a machine that others use too
-    todo = [(loss, seed) for seed in seeds for loss in losses]
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        results = list(pool.map(lambda job: run(*job, arguments), todo))
-    table = summarise(losses, results)
-    report = {
-        "command": f"python {' '.join(Path(argument).name for argument in sys.argv)}",
-        "common": COMMON,
-        "losses": {loss: LOSSES[loss] for loss in losses},
-        "photos": arguments.photos,
-        "runs": results,
-        "summary": table,
-    }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "losses.json").write_text(json.dumps(report, indent=1) + "\n")
+    {"tune": tune, "compare": compare}[arguments.step](arguments)
+
+
+def tune(arguments: argparse.Namespace) -> None:
+    """Choose each loss's settings on classes held out of the training half."""
+    losses = arguments.losses.split(",")
+    data = arguments.data / "train"
+    halves = load_dataset(data)
+    assert halves.test is not None  # class folders without a split are split in halves
+    learning = len(halves.train.classes) + len(halves.test.classes) - HELD_OUT
+    # Setting by setting, so that the losses take turns on a machine that others use too
+    tasks = [
+        Task(f"tune-{loss}-{number}", loss, CANDIDATES[loss][number], 0, data, learning)
+        for number in range(len(RATES))
+        for loss in losses
+    ]
+    results = run_all(tasks, arguments)
+    chosen = {}
+    for loss in losses:
+        mine = [
+            (statistics.mean(100 * pick(result["rows"], kind)["recall"]["1"] for kind in KINDS), i)
+            for i, result in enumerate(r for r in results if r["loss"] == loss)
+        ]
+        chosen[loss] = CANDIDATES[loss][max(mine)[1]]
+    save(arguments, TUNING, tasks, results, {"held_out_classes": HELD_OUT, "chosen": chosen})
+    print("| loss | settings | features R@1, MAP@R | head R@1, MAP@R | chosen |")
+    print("|---|---|---|---|---|")
+    for task, result in zip(tasks, results, strict=True):
+        rows = [pick(result["rows"], kind) for kind in KINDS]
+        figures = " | ".join(
+            f"{100 * row['recall']['1']:.1f}, {100 * row['map_at_r']:.1f}" for row in rows
+        )
+        tried = f"K = {task.own['images-per-class']}, backbone rate {task.own['backbone-lr']:g}"
+        star = "yes" if chosen[task.loss] == task.own else ""
+        print(f"| {task.loss} | {tried} | {figures} | {star} |")
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Train every loss with its chosen settings, and judge on the test classes."""
+    losses = arguments.losses.split(",")
+    tuning = arguments.out / TUNING
+    if not tuning.exists():
+        raise SystemExit(f"{tuning} is missing: run `python benchmarks/losses.py tune …` first.")
+    chosen = json.loads(tuning.read_text())["chosen"]
+    tasks = [
+        Task(f"{loss}-{seed}", loss, chosen[loss], seed, arguments.data, None)
+        for seed in map(int, arguments.seeds.split(","))
+        for loss in losses
+    ]
+    results = run_all(tasks, arguments)
+    table = summarise(losses, results)
+    save(arguments, "losses.json", tasks, results, {"summary": table})
     plot(table, arguments.out / "losses.svg")
     show(table)
 
 
-def run(loss: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def run_all(tasks: list[Task], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The figures of every task, in order; several run side by side."""
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        return list(pool.map(lambda task: run(task, arguments), tasks))
+
+
+def save(
+    arguments: argparse.Namespace,
+    name: str,
+    tasks: list[Task],
+    results: list[dict[str, Any]],
+    more: dict[str, Any],
+) -> None:
+    """Write what was run, how, and what came of it."""
+    report = {
+        "command": f"python {' '.join(Path(argument).name for argument in sys.argv)}",
+        "common": COMMON,
+        "photos_per_class": arguments.photos_per_class,
+        "runs": [
+            {"settings": task.own} | result for task, result in zip(tasks, results, strict=True)
+        ],
+    } | more
+    (arguments.out / name).write_text(json.dumps(report, indent=1) + "\n")
+
+
+def run(task: Task, arguments: argparse.Namespace) -> dict[str, Any]:
     """One training run; its figures, and what it cost."""
-    epochs, photos = whole_epochs(loss, arguments)
-    folder = arguments.runs / f"{loss}-{epochs}-{seed}"
+    data = load_dataset(
+        task.data, train_classes=None if task.train_classes is None else str(task.train_classes)
+    )
+    classes = len(np.unique(data.train.labels))
+    own = {"batch-size": classes * task.own["images-per-class"]} | task.own
+    epochs, photos = whole_epochs(own, data.train.labels, arguments.photos_per_class * classes)
+    folder = arguments.runs / f"{task.name}-{epochs}"
     costs = folder / "costs.json"
     if not costs.exists():
-        options = COMMON | LOSSES[loss] | {"epochs": epochs, "seed": seed}
-        command = [sys.executable, "-m", "training", "--loss", loss, "--out", str(folder)]
-        command += ["--data", str(arguments.data), "--weights", str(arguments.weights)]
+        options = COMMON | own | {"epochs": epochs, "seed": task.seed}
+        command = [sys.executable, "-m", "training", "--loss", task.loss, "--out", str(folder)]
+        command += ["--data", str(task.data), "--weights", str(arguments.weights)]
+        if task.train_classes is not None:
+            command += ["--train-classes", str(task.train_classes)]
         # Of the backbone before training: the same for all
         command += ["--feature-cache", str(arguments.runs / "features")]
         for key, value in options.items():
@@ -122,10 +225,10 @@ def run(loss: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     evaluation = json.loads((folder / "evaluation" / "evaluation.json").read_text())
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     figures = (f"{row['name']} {100 * row['recall']['1']:.1f}" for row in evaluation["rows"])
-    print(f"{loss}, seed {seed}, R@1: {'; '.join(figures)}", file=sys.stderr, flush=True)
+    print(f"{task.name}, R@1: {'; '.join(figures)}", file=sys.stderr, flush=True)
     return {
-        "loss": loss,
-        "seed": seed,
+        "loss": task.loss,
+        "seed": task.seed,
         "photos": photos,
         "protocol": evaluation["protocol"],
         "rows": evaluation["rows"],
@@ -136,19 +239,17 @@ def run(loss: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def whole_epochs(loss: str, arguments: argparse.Namespace) -> tuple[int, int]:
+def whole_epochs(own: dict[str, Any], labels: NDArray[np.int64], photos: int) -> tuple[int, int]:
     """Epochs that come nearest to the photos of a run, and how many photos these are.
 
     An epoch visits every photo, and fills up batches with others: by how many depends on the batch.
     """
-    labels = load_dataset(arguments.data).train.labels
-    own = LOSSES[loss]
     classes, images = plan_batch(own["batch-size"], own["images-per-class"], len(np.unique(labels)))
     sampler = ClassBalancedBatches(
         labels, classes_per_batch=classes, images_per_class=images, seed=0
     )
     epoch = len(sampler) * classes * images
-    epochs = max(1, round(arguments.photos / epoch))
+    epochs = max(1, round(photos / epoch))
     return epochs, epochs * epoch
 
 
@@ -157,7 +258,7 @@ def summarise(losses: list[str], results: list[dict[str, Any]]) -> list[dict[str
     table = []
     for loss in losses:
         runs = [result for result in results if result["loss"] == loss]
-        for kind in ("features", "head"):
+        for kind in KINDS:
             rows = [pick(result["rows"], kind) for result in runs]
             recalls = {k: [100 * row["recall"][k] for row in rows] for k in ("1", "2", "4", "8")}
             table.append(

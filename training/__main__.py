@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 
-import click
-
 from index.errors import DsclError
 from training.commands import train
+from training.launch import report_mistake
 
 __all__ = ["main"]
 
@@ -17,7 +16,7 @@ def main() -> None:
     try:
         train.main(prog_name="dscl train", standalone_mode=True)
     except DsclError as error:
-        click.secho(f"Error: {error}", err=True, fg="red")
+        report_mistake(error)
         sys.exit(1)
 
 

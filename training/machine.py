@@ -99,7 +99,9 @@ def _autocast(settings: TrainSettings, device: torch.device) -> torch.dtype | No
 def _free_bytes(device: torch.device) -> int:
     """Memory that nobody uses: the GPU's, or the system's."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # This process's own GPU; whether there is one for each is found out when they join.
+        own = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.cuda.mem_get_info(own if own < torch.cuda.device_count() else device)[0]
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

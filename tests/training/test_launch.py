@@ -93,6 +93,28 @@ def test_a_process_that_fails_ends_the_others_and_gives_its_status(
     assert signals(tmp_path, 0) == [signal.SIGTERM]
 
 
+@pytest.mark.parametrize(
+    ("mistakes", "lines"),
+    [
+        ("'no photos'", ["Error: no photos"]),
+        ("'no GPU ' + rank", ["Error: no GPU 0", "Error: no GPU 1"]),
+    ],
+)
+def test_what_all_processes_say_is_printed_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], mistakes: str, lines: list[str]
+) -> None:
+    child = CHILD.replace("sys.exit(7)", "pass").replace(
+        'if task != "succeed":',
+        "from training.launch import report_mistake\n"
+        f"report_mistake(ValueError({mistakes}))\n"
+        "meet('said')\n"
+        "sys.exit(1)\n"
+        'if task != "succeed":',
+    )
+    assert launch(2, ["-c", child, str(tmp_path), "fail"]) == 1
+    assert capfd.readouterr().err.splitlines() == lines
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_every_process_once(tmp_path: Path, number: signal.Signals) -> None:
     def send() -> None:

@@ -5,6 +5,7 @@ Templates escape whatever they are given; only ``charts`` hands them finished ma
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 import json
 from typing import Any
@@ -19,6 +20,14 @@ __all__ = ["percent", "render", "setting_text"]
 
 def render(template: str, **values: Any) -> bytes:
     """Fill a template of this package; styles and script go into the page."""
+    files = importlib.resources.files("training.report") / "templates"
+    style = (files / "style.css").read_text(encoding="utf-8")
+    filled = _environment().get_template(template)
+    return filled.render(style=Markup(style), colors=COLORS, **values).encode()
+
+
+@functools.cache  # it keeps the compiled templates
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("training.report"),
         autoescape=True,
@@ -29,10 +38,7 @@ def render(template: str, **values: Any) -> bytes:
     environment.filters["percent"] = percent
     environment.filters["grouped"] = _grouped
     environment.filters["moment"] = _moment
-    files = importlib.resources.files("training.report") / "templates"
-    style = (files / "style.css").read_text(encoding="utf-8")
-    page = environment.get_template(template).render(style=Markup(style), colors=COLORS, **values)
-    return page.encode()
+    return environment
 
 
 def setting_text(value: object) -> str:
