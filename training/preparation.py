@@ -44,12 +44,15 @@ def build_network(settings: TrainSettings) -> EmbeddingNetwork:
 
 
 def resume_network(run: Run, *, echo: Echo = print) -> tuple[Dataset, EmbeddingNetwork, Machine]:
-    """Data and network of a run at its last checkpoint, ready for ``finish``."""
+    """Data and network of a run, as it is exported after its last checkpoint."""
     machine = Machine.choose(run.settings)
     dataset = load(run.settings, echo)
     network = build_network(dataclasses.replace(run.settings, weights="none"))
     checkpoint = run.load()
-    if checkpoint.average is None:
+    best = run.best()
+    if best is not None:
+        network.load_state_dict(best.network)
+    elif checkpoint.average is None:
         network.load_state_dict(checkpoint.network)
     else:
         average = AveragedModel(network, use_buffers=True)

@@ -4,7 +4,7 @@ settings.json      what the run was told
 run.json           the command, versions and machine
 metrics.jsonl      a line an epoch
 baseline.json      figures of the backbone before training
-checkpoints/       last.pt: everything that resuming needs
+checkpoints/       last.pt: everything that resuming needs; best.pt: weights of the best epoch
 tensorboard/       the same scalars, live
 model/             the exported model folder
 evaluation/        figures, embeddings and labels of the photos that judged it
@@ -24,7 +24,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -32,7 +32,7 @@ from index.errors import DsclError
 from index.files import write_atomically
 from training.settings import TrainSettings
 
-__all__ = ["Checkpoint", "Run", "RunError"]
+__all__ = ["Best", "Checkpoint", "Run", "RunError"]
 
 #: Whose versions can change what a run computes.
 PACKAGES = ("dscl-retrieval", "torch", "torchvision", "pytorch-metric-learning", "numpy", "pillow")
@@ -55,6 +55,18 @@ class Checkpoint:
     optimizer: dict[str, Any]
     criterion: dict[str, Any]  #: the loss's proxies
     average: dict[str, Any] | None  #: the running average of the weights, if one is kept
+
+
+@dataclass(frozen=True)
+class Best:
+    """The weights that judged best on the held-out classes so far."""
+
+    epoch: int  #: counted from 1
+    map_at_r: float
+    network: dict[str, Any]
+
+
+State = TypeVar("State", Checkpoint, Best)
 
 
 class Run:
@@ -167,9 +179,19 @@ class Run:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replace the last checkpoint, atomically."""
-        buffer = io.BytesIO()
-        torch.save(vars(checkpoint), buffer)
-        write_atomically(self.checkpoint_file, buffer.getvalue())
+        _write(self.checkpoint_file, checkpoint)
+
+    def save_best(self, best: Best) -> None:
+        """Replace the best weights, atomically."""
+        _write(self._best_file, best)
+
+    def best(self) -> Best | None:
+        """The best weights so far, if the run keeps them and has got that far.
+
+        Raises:
+            RunError: they cannot be read.
+        """
+        return _read(self._best_file, Best) if self._best_file.exists() else None
 
     def load(self) -> Checkpoint:
         """The last checkpoint.
@@ -177,16 +199,12 @@ class Run:
         Raises:
             RunError: there is none, or it cannot be read.
         """
-        try:
-            values = torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
-            return Checkpoint(**values)
-        except FileNotFoundError:
+        if not self.checkpoint_file.exists():
             raise RunError(
                 f"{self.path} has no checkpoint yet: it stopped before its first step was done. "
                 "Remove the folder and start again."
-            ) from None
-        except (OSError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
-            raise RunError(f"{self.checkpoint_file} cannot be read: {error}.") from error
+            )
+        return _read(self.checkpoint_file, Checkpoint)
 
     def log(self, figures: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
@@ -207,8 +225,25 @@ class Run:
         write_atomically(self._metrics_file, text.encode())
 
     @property
+    def _best_file(self) -> Path:
+        return self.checkpoint_file.with_name("best.pt")
+
+    @property
     def _metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
+
+
+def _write(file: Path, state: Checkpoint | Best) -> None:
+    buffer = io.BytesIO()
+    torch.save(vars(state), buffer)
+    write_atomically(file, buffer.getvalue())
+
+
+def _read(file: Path, kind: type[State]) -> State:
+    try:
+        return kind(**torch.load(file, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise RunError(f"{file} cannot be read: {error}.") from error
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "Device",
     "Embedding",
     "HeadInit",
+    "Keep",
     "Method",
     "Precision",
     "Solver",
@@ -32,6 +33,7 @@ HeadInit = Literal["auto", "orthogonal", "closed-form"]
 BatchNormMode = Literal["auto", "frozen", "train"]
 Embedding = Literal["head", "features"]
 WhiteningKind = Literal["total", "within-class"]
+Keep = Literal["best", "last"]
 Precision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -139,6 +141,11 @@ class TrainSettings:
         0.0, "Optimisation",
         "Decay per step of a running average of the weights, which is what is judged and "
         "exported; 0 keeps none.",
+    )  # fmt: skip
+    keep: Keep = _setting(
+        "best", "Optimisation",
+        "The epoch that is exported: best (highest MAP@R on the held-out classes), or last. "
+        "Without held-out classes it is the last.",
     )  # fmt: skip
 
     min_area: float = _setting(

@@ -38,7 +38,7 @@ from training.memory import keep_freed_memory
 from training.network import EmbeddingNetwork
 from training.optimizer import parameter_groups
 from training.preparation import build_network, plan_steps
-from training.run import Checkpoint, Run
+from training.run import Best, Checkpoint, Run
 from training.settings import TrainSettings
 from training.stop import Stopped, StopRequest, stop_on_signals
 from training.two_pass import backward
@@ -211,6 +211,8 @@ def _train_end_to_end(
     batch_loss = criterion.over(world)
     compiled = cast(nn.Module, torch.compile(network)) if settings.compile else network
     losses = list(start.losses)
+    best = run.best()
+    best_map_at_r = -1.0 if best is None else best.map_at_r
     with SummaryWriter(str(run.tensorboard_folder)) if world.main else nullcontext() as writer:
         for epoch in range(start.epoch, settings.epochs):
             first = start.step if epoch == start.epoch else 0
@@ -282,6 +284,9 @@ def _train_end_to_end(
                 line = f"Epoch {epoch + 1}/{settings.epochs}: loss {record['loss']:.3f}"
                 if held_out is not None:
                     metrics = validate(settings, judged, photos, held_out, machine)
+                    if settings.keep == "best" and metrics.map_at_r > best_map_at_r:
+                        best_map_at_r = metrics.map_at_r
+                        run.save_best(Best(epoch + 1, best_map_at_r, judged.state_dict()))
                     record["recall"] = metrics.recall
                     record["map_at_r"] = metrics.map_at_r
                     for k, recall in metrics.recall.items():
@@ -296,6 +301,9 @@ def _train_end_to_end(
                     writer.add_scalar("loss/random", random_level, epoch + 1)
                 run.log(record)
             world.barrier()
+    if world.main and (best := run.best()) is not None:
+        judged.load_state_dict(best.network)
+        echo(f"The weights after epoch {best.epoch} are kept: the best on the held-out classes.")
     return judged
 
 

@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from index.errors import DataError, DsclError
-from index.metrics import evaluate
+from index.metrics import RetrievalMetrics, evaluate
 from index.model import Model, ModelCard
 from service.cli import dscl
 from tests.photos import encoded, picture, write_photo
@@ -58,6 +58,7 @@ TINY: dict[str, Any] = {
     "chunk_size": 5,
     "activations_mb": 0,
     "validation_classes": 2,
+    "keep": "last",
     "lr": 1e-2,
     "backbone_lr": 2e-3,
     "device": "cpu",
@@ -242,6 +243,33 @@ def test_the_card_tells_how_the_model_was_made(finished: Outcome) -> None:
 def test_the_models_weights_are_those_of_the_last_checkpoint(finished: Outcome) -> None:
     weights = load_file(finished.run.model_folder / "weights.safetensors")
     assert_same(weights, dict(finished.checkpoint.network))
+
+
+def test_the_epoch_that_judged_best_is_exported_and_exported_again(
+    cars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    course = []
+    validate = trainer.validate
+
+    def note_weights(
+        settings: TrainSettings, network: EmbeddingNetwork, *rest: Any
+    ) -> RetrievalMetrics:
+        course.append({name: value.clone() for name, value in network.state_dict().items()})
+        return validate(settings, network, *rest)
+
+    monkeypatch.setattr(trainer, "validate", note_weights)
+    # At this rate later epochs are worse than an earlier one.
+    run = open_run(tmp_path / "run", cars, keep="best", epochs=6, lr=0.3, backbone_lr=0.3)
+    outcome = go_on(run)
+    figures = [line["map_at_r"] for line in run.metrics()]
+    best = figures.index(max(figures))
+    assert best < len(figures) - 1
+    assert any(f"weights after epoch {best + 1} are kept" in text for text in outcome.said)
+    _, network, _ = resume_network(run, echo=lambda _: None)
+    assert_same(dict(network.state_dict()), course[best])
+    assert outcome.exported is not None
+    first = "network.features.0.0.weight"
+    assert_same(outcome.exported[f"features.backbone.{first}"], course[best][f"backbone.{first}"])
 
 
 def test_the_run_says_what_it_does_with_the_data(finished: Outcome) -> None:
