@@ -40,7 +40,7 @@ TUNING = "losses_tuning.json"
 COMMON = {
     "backbone": "mobilenet_v2",
     "dim": 128,
-    "size": 224,
+    "size": 160,
     "train-size": 128,
     "freeze-until": "features.7",
     "activations-mb": 9900,
