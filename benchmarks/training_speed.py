@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import compare, in_turns
 from torch import nn
 
 from training.criteria import build_criterion
@@ -225,23 +225,6 @@ def train(settings: TrainSettings, *, batch_size: int) -> dict[str, float]:
         return {"images_per_s": line["images_per_s"], "peak_mb": usage.ru_maxrss / 1024}
     finally:
         shutil.rmtree(folder)
-
-
-def in_turns(measures: dict[str, Any], rounds: int) -> dict[str, list[float]]:
-    """Measure each in turn, after a round that warms up and does not count."""
-    results: dict[str, list[float]] = {name: [] for name in measures}
-    for number in range(rounds + 1):
-        for name, measure in measures.items():
-            value = measure()
-            if number:
-                results[name].append(value)
-    return results
-
-
-def compare(name: str, one: list[float], other: list[float], unit: str) -> dict[str, Any]:
-    first, second = statistics.median(one), statistics.median(other)
-    print(f"{name}: {first:.2f} / {second:.2f} {unit}", file=sys.stderr, flush=True)
-    return {name: {"ratio": first / second, "unit": unit, "values": one, "against": other}}
 
 
 if __name__ == "__main__":

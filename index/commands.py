@@ -1,42 +1,84 @@
-"""The ``dscl`` commands of this package: ``index``, ``search`` and ``evaluate``."""
+"""The ``dscl`` commands that fill, change and search a gallery.
+
+Those that look after one are in ``index.care_commands``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from tqdm import tqdm
 
-from index.catalog import Item
+from index.approximate import RequestedKind
+from index.care_commands import CARE_COMMANDS
+from index.catalog import KEEP, Item
+from index.command_options import (
+    FOLDER,
+    building_bar,
+    gallery_option,
+    json_option,
+    parse_object,
+    print_json,
+    resumable,
+    where_option,
+    workers_option,
+)
 from index.errors import GalleryError, InvalidArgumentError, ItemNotFoundError
-from index.gallery import Gallery, check_k, expect_model
+from index.gallery import Gallery, IndexInfo, check_k, expect_model
+from index.ingest import BuildReport
 from index.ingest import build as build_gallery
 from index.model import Model
 from index.photos import Photo, list_photos
+from index.runtimes import Precision
+from index.tuning import check_target
 
-FOLDER = click.Path(path_type=Path)
-gallery_option = click.option(
-    "--gallery", "gallery_path", type=FOLDER, required=True, help="The gallery folder."
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-workers_option = click.option(
-    "--workers", type=click.IntRange(min=1), help="Threads that decode and embed.  [default: cores]"
-)
+__all__ = ["evaluate", "index", "parse_ks", "search"]
 
-#: What ``dscl index remove`` takes for an id; anything else is a path.
+#: How items are named on the command line.
 ID = re.compile(r"[0-9]{1,19}")
+SKU_PREFIX = "sku:"
+ITEM_HELP = "An item is named by its id, by sku:NAME, or by the path of its photo."
+
+GOES_ON = "What was embedded is stored; the same command goes on."
 
 #: Unreadable photos named in full; the rest are counted. ``--json`` lists all.
 SHOWN = 10
 
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    help="What photos are embedded in.  [default: the gallery's; fp32 for a new one]",
+)
+kind_option = click.option(
+    "--index",
+    "kind",
+    type=click.Choice(get_args(RequestedKind)),
+    help="The kind of index.  [default: the gallery's; auto for a new one]",
+)
+recall_option = click.option(
+    "--recall",
+    type=float,
+    help="Share of the 10 nearest that the index is to find.  "
+    "[default: the gallery's; 0.99 for a new one]",
+)
+duplicates_option = click.option(
+    "--skip-duplicates", is_flag=True, help="Leave out photos that are byte for byte another one."
+)
+
 
 @click.group()
 def index() -> None:
-    """Build and change a gallery."""
+    """Build, change and look after a gallery."""
+
+
+for command in CARE_COMMANDS:
+    index.add_command(command)
 
 
 @index.command()
@@ -45,53 +87,165 @@ def index() -> None:
     "--images",
     type=FOLDER,
     required=True,
-    help="A folder (subfolders become labels) or a CSV: path, optionally label, attributes.",
+    help="A folder (subfolders become labels) or a CSV: path, optionally label, sku, attributes.",
 )
 @gallery_option
+@precision_option
+@kind_option
+@recall_option
+@duplicates_option
+@click.option("--prune", is_flag=True, help="Remove items from that folder whose photo is gone.")
 @workers_option
 @json_option
 def build(
-    model_path: Path, images: Path, gallery_path: Path, workers: int | None, as_json: bool
+    model_path: Path,
+    images: Path,
+    gallery_path: Path,
+    precision: Precision | None,
+    kind: RequestedKind | None,
+    recall: float | None,
+    skip_duplicates: bool,
+    prune: bool,
+    workers: int | None,
+    as_json: bool,
 ) -> None:
-    """Embed photos into a gallery. Stopped and run again, it continues."""
+    """Embed photos into a gallery. Stopped and run again, it continues.
+
+    Photos that have not changed are not read again; what a CSV says about them is taken over.
+    """
+    if recall is not None:
+        check_target(recall)
     photos = list_photos(images)
-    model = Model.load(model_path)
-    with _open_or_create(gallery_path, model) as gallery:
-        _build(gallery, photos, workers, as_json)
+    with (
+        resumable(GOES_ON),
+        _open_or_create(
+            gallery_path, model_path, precision=precision, kind=kind, recall=recall
+        ) as gallery,
+    ):
+        report = _fill(
+            gallery, photos, workers, as_json, skip_duplicates=skip_duplicates, prune=prune
+        )
+        now = gallery.info().index
+        wanted = (now.target_recall if recall is None else recall, kind or now.requested)
+        if wanted != (now.target_recall, now.requested):
+            gallery.tune(wanted[0], kind=wanted[1])
+        _tell(gallery, report, as_json)
 
 
 @index.command()
 @gallery_option
 @click.argument("images", type=FOLDER, nargs=-1, required=True)
 @click.option("--label", help="Give these photos this label.")
+@click.option("--sku", help="Your own name for the item; with one photo. Replaces the item of it.")
+@duplicates_option
 @workers_option
 @json_option
 def add(
-    gallery_path: Path, images: tuple[Path, ...], label: str | None, workers: int | None,
+    gallery_path: Path,
+    images: tuple[Path, ...],
+    label: str | None,
+    sku: str | None,
+    skip_duplicates: bool,
+    workers: int | None,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Add photos, folders or CSV files to an existing gallery."""
     photos = [photo for source in images for photo in list_photos(source)]
+    if sku is not None and len(photos) != 1:
+        raise InvalidArgumentError(
+            f"--sku {sku} names one item, and these are {len(photos)} photos: add them one by one, "
+            "or by a CSV with the columns path and sku."
+        )
     if label is not None:
-        photos = [dataclasses.replace(photo, label=label) for photo in photos]
+        photos = [
+            dataclasses.replace(photo, label=label, stated=photo.stated | {"label"})
+            for photo in photos
+        ]
+    if sku is not None:
+        photos = [
+            dataclasses.replace(photo, external_id=sku, stated=photo.stated | {"sku"})
+            for photo in photos
+        ]
+    with resumable(GOES_ON), Gallery.open(gallery_path, writable=True) as gallery:
+        report = _fill(gallery, photos, workers, as_json, skip_duplicates=skip_duplicates)
+        _tell(gallery, report, as_json)
+
+
+@index.command(epilog=ITEM_HELP)
+@gallery_option
+@click.argument("item")
+@click.option("--label", help="The new label; '' for none.")
+@click.option("--sku", help="The new sku; '' for none.")
+@click.option(
+    "--attributes",
+    metavar="JSON",
+    help='Attributes to set; null takes one away: \'{"year": 2010, "colour": null}\'.',
+)
+@json_option
+def update(
+    gallery_path: Path,
+    item: str,
+    label: str | None,
+    sku: str | None,
+    attributes: str | None,
+    as_json: bool,
+) -> None:
+    """Change what is known about an item; its photo and its id stay."""
+    if label is None and sku is None and attributes is None:
+        raise InvalidArgumentError("nothing to update: give --label, --sku or --attributes.")
+    changes = {} if attributes is None else parse_object("--attributes", attributes)
     with Gallery.open(gallery_path, writable=True) as gallery:
-        _build(gallery, photos, workers, as_json)
+        [item_id] = _ids(gallery, [item])
+        gallery.update(
+            item_id,
+            label=KEEP if label is None else label or None,
+            external_id=KEEP if sku is None else sku or None,
+            attributes=changes,
+        )
+        [updated] = gallery.get([item_id])
+    if as_json:
+        print_json(_fields(updated))
+        return
+    described = "".join(
+        f", {name} {value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in updated.attributes.items()
+    )
+    click.echo(
+        f"Item {updated.id}: label {updated.label or '–'}, sku {updated.external_id or '–'}"
+        f"{described}"
+    )
+
+
+@index.command(epilog=ITEM_HELP)
+@gallery_option
+@click.argument("items", nargs=-1, required=True)
+def remove(gallery_path: Path, items: tuple[str, ...]) -> None:
+    """Remove items. The photo files stay."""
+    with Gallery.open(gallery_path, writable=True) as gallery:
+        ids = _ids(gallery, items)
+        gallery.remove(ids)
+        click.echo(f"Removed {len(set(ids))}; {len(gallery)} items are left.")
 
 
 @index.command()
 @gallery_option
-@click.argument("items", nargs=-1, required=True)
-def remove(gallery_path: Path, items: tuple[str, ...]) -> None:
-    """Remove items by id or by the path of their photo. The photo files stay."""
-    with Gallery.open(gallery_path, writable=True) as gallery:
-        paths = {item: Path(item).resolve() for item in items if not ID.fullmatch(item)}
-        known = gallery.ids_by_path(list(paths.values()))
-        unknown = [item for item, path in paths.items() if path not in known]
-        if unknown:
-            raise ItemNotFoundError(f"not in the gallery: {', '.join(unknown[:5])}.")
-        ids = [known[paths[item]] if item in paths else int(item) for item in items]
-        gallery.remove(ids)
-        click.echo(f"Removed {len(set(ids))}; {len(gallery)} items are left.")
+@click.option(
+    "--recall", type=float, required=True, help="Share of the 10 nearest that searches are to find."
+)
+@click.option("--kind", type=click.Choice(get_args(RequestedKind)), help="Change the kind, too.")
+@json_option
+def tune(gallery_path: Path, recall: float, kind: RequestedKind | None, as_json: bool) -> None:
+    """Say how much the index is to find, and measure that on the gallery's own vectors."""
+    with (
+        resumable("The index is as it was."),
+        Gallery.open(gallery_path, writable=True) as gallery,
+        building_bar(as_json) as building,
+    ):
+        tuned = gallery.tune(recall, kind=kind, progress=building)
+    if as_json:
+        print_json(dataclasses.asdict(tuned))
+        return
+    click.echo(_described(tuned))
 
 
 @index.command()
@@ -102,12 +256,14 @@ def info(gallery_path: Path, as_json: bool) -> None:
     with Gallery.open(gallery_path) as gallery:
         facts = gallery.info()
     if as_json:
-        _print_json(dataclasses.asdict(facts))
+        print_json(dataclasses.asdict(facts))
         return
     click.echo(
         f"{facts.path}\n"
         f"  items   {facts.items} ({facts.labelled} with one of {facts.labels} labels)\n"
-        f"  model   {facts.model} ({facts.model_sha256[:12]}…), {facts.dim} values a vector\n"
+        f"  model   {facts.model} ({facts.model_sha256[:12]}…), {facts.dim} values a vector, "
+        f"{facts.precision}\n"
+        f"  index   {_described(facts.index)}\n"
         f"  on disk {facts.bytes / 1e6:.1f} MB"
     )
 
@@ -115,9 +271,22 @@ def info(gallery_path: Path, as_json: bool) -> None:
 @click.command()
 @gallery_option
 @click.option("-k", "--k", default=10, show_default=True, help="How many neighbours.")
+@where_option
+@click.option("--threshold", type=float, help="Leave out scores below this.")
+@click.option("--group-by", metavar="FIELD", help="Only the best of each value, such as label.")
+@click.option("--offset", default=0, show_default=True, help="Leave out the first so many.")
 @json_option
 @click.argument("photo", type=FOLDER)
-def search(gallery_path: Path, k: int, as_json: bool, photo: Path) -> None:
+def search(
+    gallery_path: Path,
+    k: int,
+    where: dict[str, Any] | None,
+    threshold: float | None,
+    group_by: str | None,
+    offset: int,
+    as_json: bool,
+    photo: Path,
+) -> None:
     """Find the items of a gallery nearest to PHOTO.
 
     The score is the cosine similarity in [-1, 1]; higher is nearer.
@@ -125,31 +294,50 @@ def search(gallery_path: Path, k: int, as_json: bool, photo: Path) -> None:
     check_k(k)
     with Gallery.open(gallery_path) as gallery:
         query = gallery.model.embed(gallery.model.prepare(photo)[None])
-        ids, scores = gallery.search(query, k)
-        items = gallery.get(ids[0].tolist())
-    hits = [_hit(item, score) for item, score in zip(items, scores[0].tolist(), strict=True)]
+        ids, scores = gallery.search(
+            query, k, where=where, threshold=threshold, group_by=group_by, offset=offset
+        ).row(0)
+        items = gallery.get(ids.tolist())
+        empty = gallery.count() == 0
+    hits = [
+        {"score": round(score, 6), **_fields(item)}
+        for item, score in zip(items, scores.tolist(), strict=True)
+    ]
     if as_json:
-        _print_json({"query": str(photo), "results": hits})
+        print_json({"query": str(photo), "results": hits})
         return
-    if not hits:
+    if empty:
         click.echo("The gallery is empty: fill it with `dscl index add`.")
-    for rank, hit in enumerate(hits, start=1):
+    elif not hits:
+        click.echo("No item is like that: loosen --where, --threshold or --offset.")
+    for rank, hit in enumerate(hits, start=offset + 1):
         click.echo(f"{rank:>3}  {hit['score']:+.3f}  {hit['label'] or '–':<24}  {hit['image']}")
 
 
 @click.command()
 @gallery_option
 @click.option("--k", "ks", default="1,2,4,8", show_default=True, help="Values of K, by commas.")
+@where_option
+@click.option("--as-searched", is_flag=True, help="Rank as searches do, not exactly.")
 @click.option("--clustering", is_flag=True, help="Also NMI of a k-means clustering.")
 @json_option
-def evaluate(gallery_path: Path, ks: str, clustering: bool, as_json: bool) -> None:
+def evaluate(
+    gallery_path: Path,
+    ks: str,
+    where: dict[str, Any] | None,
+    as_searched: bool,
+    clustering: bool,
+    as_json: bool,
+) -> None:
     """Measure recall@K: every labelled item against all the others."""
     numbers = parse_ks(ks)
     with Gallery.open(gallery_path) as gallery:
-        evaluation = gallery.evaluate(numbers, clustering=clustering)
+        evaluation = gallery.evaluate(
+            numbers, where=where, exact=not as_searched, clustering=clustering
+        )
     figures = dataclasses.asdict(evaluation.metrics)
     if as_json:
-        _print_json(
+        print_json(
             {**figures, "protocol": evaluation.protocol, "unlabelled": evaluation.unlabelled}
         )
         return
@@ -182,43 +370,106 @@ def parse_ks(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def _open_or_create(path: Path, model: Model) -> Gallery:
+def _open_or_create(
+    path: Path,
+    model_path: Path,
+    *,
+    precision: Precision | None,
+    kind: RequestedKind | None,
+    recall: float | None,
+) -> Gallery:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return Gallery.create(path, model)
+        return Gallery.create(
+            path,
+            Model.load(model_path, precision=precision or "fp32"),
+            index_kind=kind or "auto",
+            target_recall=0.99 if recall is None else recall,
+        )
     gallery = Gallery.open(path, writable=True)
     try:
-        expect_model(path, gallery.model.sha256, model)
-    except GalleryError:
+        own = gallery.model.precision
+        if precision not in (None, own):
+            raise GalleryError(
+                f"gallery {path} holds vectors in {own}, not in {precision}, and they do not mix. "
+                "Leave --precision out, or build a new gallery."
+            )
+        expect_model(path, gallery.model.sha256, Model.load(model_path, precision=own))
+    except BaseException:
         gallery.close()
         raise
     return gallery
 
 
-def _build(gallery: Gallery, photos: list[Photo], workers: int | None, as_json: bool) -> None:
+def _fill(
+    gallery: Gallery,
+    photos: list[Photo],
+    workers: int | None,
+    as_json: bool,
+    *,
+    skip_duplicates: bool,
+    prune: bool = False,
+) -> BuildReport:
     with tqdm(total=len(photos), unit="photo", desc="Indexing", disable=as_json or None) as bar:
-        report = build_gallery(gallery, photos, workers=workers, progress=bar.update)
+        report = build_gallery(
+            gallery,
+            photos,
+            workers=workers,
+            skip_duplicates=skip_duplicates,
+            prune=prune,
+            progress=bar.update,
+        )
+    gallery.settle()
+    return report
+
+
+def _tell(gallery: Gallery, report: BuildReport, as_json: bool) -> None:
     if as_json:
-        _print_json({**dataclasses.asdict(report), "items": len(gallery)})
+        print_json({**dataclasses.asdict(report), "items": len(gallery)})
         return
-    click.echo(
-        f"Added {report.added}, unchanged {report.unchanged}, skipped {len(report.skipped)}: "
-        f"{len(gallery)} items in {gallery.path}"
-    )
-    for skipped in report.skipped[:SHOWN]:
-        click.echo(f"  skipped {skipped.path}: {skipped.reason}", err=True)
-    if len(report.skipped) > SHOWN:
-        click.echo(f"  … and {len(report.skipped) - SHOWN} more (--json lists all)", err=True)
+    counts = [f"Added {report.added}", f"unchanged {report.unchanged}"]
+    counts += [f"updated {report.updated}"] * bool(report.updated)
+    counts += [f"removed {report.removed}"] * bool(report.removed)
+    counts += [f"duplicates {len(report.duplicates)}"] * bool(report.duplicates)
+    counts += [f"skipped {len(report.skipped)}"]
+    click.echo(f"{', '.join(counts)}: {len(gallery)} items in {gallery.path}")
+    lines = [f"skipped {each.path}: {each.reason}" for each in report.skipped]
+    lines += [f"duplicate {each.path} is {each.same_as}" for each in report.duplicates]
+    for line in lines[:SHOWN]:
+        click.echo(f"  {line}", err=True)
+    if len(lines) > SHOWN:
+        click.echo(f"  … and {len(lines) - SHOWN} more (--json lists all)", err=True)
 
 
-def _hit(item: Item, score: float) -> dict[str, Any]:
+def _ids(gallery: Gallery, names: Sequence[str]) -> list[int]:
+    """The ids of items as the command line names them."""
+    skus = {name: name.removeprefix(SKU_PREFIX) for name in names if name.startswith(SKU_PREFIX)}
+    paths = {
+        name: Path(name).resolve() for name in names if name not in skus and not ID.fullmatch(name)
+    }
+    by_sku = gallery.ids_by_external(list(skus.values()))
+    by_path = gallery.ids_by_path(list(paths.values()))
+    unknown = [name for name in skus if skus[name] not in by_sku]
+    unknown += [name for name in paths if paths[name] not in by_path]
+    if unknown:
+        raise ItemNotFoundError(f"not in the gallery: {', '.join(unknown[:5])}.")
+    return [
+        by_sku[skus[name]] if name in skus else by_path[paths[name]] if name in paths else int(name)
+        for name in names
+    ]
+
+
+def _fields(item: Item) -> dict[str, Any]:
     return {
         "id": item.id,
-        "score": round(score, 6),
+        "sku": item.external_id,
         "label": item.label,
         "attributes": item.attributes,
         "image": str(item.image),
     }
 
 
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+def _described(index: IndexInfo) -> str:
+    if index.kind == "flat":
+        return "flat: every search is exact"
+    measured = "not measured" if index.recall is None else f"{index.recall:.4f} measured"
+    return f"{index.kind}, recall@10 {measured}, {index.target_recall:g} wanted"

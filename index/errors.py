@@ -40,6 +40,12 @@ class ModelMismatchError(GalleryError):
     code = "model_mismatch"
 
 
+class BaseDamagedError(GalleryError):
+    """An index file that is missing or not what was written; the catalog can replace it."""
+
+    code = "index_damaged"
+
+
 class ItemNotFoundError(DsclError):
     """An item id that is not in the gallery."""
 
@@ -50,6 +56,24 @@ class InvalidArgumentError(DsclError, ValueError):
     """An argument outside its range."""
 
     code = "invalid_argument"
+
+
+class AttributeTypeError(InvalidArgumentError):
+    """An attribute's value of a type other than the one that the attribute has."""
+
+    code = "attribute_type"
+
+
+class DuplicateExternalIdError(InvalidArgumentError):
+    """An external id that another item has."""
+
+    code = "duplicate_external_id"
+
+
+class FilterError(InvalidArgumentError):
+    """A ``where`` that cannot be understood."""
+
+    code = "filter_invalid"
 
 
 class DataError(DsclError):

@@ -1,48 +1,61 @@
-"""``Gallery``: catalog, vectors and model behind one small interface.
+"""``Gallery``: catalog, index and model behind one small interface.
 
 A gallery is one folder: the catalog (the truth), a copy of the model its vectors were made with,
-and the writer's lock. Everything that searches or changes a gallery goes through this class.
+the files of the index and the writer's lock. Everything that searches or changes a gallery goes
+through this class.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import sys
-import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 import index.metrics as metrics
-from index.catalog import Catalog, Item, NewItem
-from index.errors import GalleryError, InvalidArgumentError, ModelMismatchError
+from index.approximate import RequestedKind, check_kind
+from index.attributes import FieldType
+from index.catalog import FILE as CATALOG_FILE
+from index.catalog import KEEP, UNIT_TOLERANCE, Catalog, Item, Keep, NewItem
+from index.errors import GalleryError, InvalidArgumentError, ItemNotFoundError, ModelMismatchError
+from index.evaluation import Evaluation, evaluate_index
 from index.files import replace_folder
+from index.filters import Filter, compile_where, field_type
+from index.live import IndexInfo, LiveIndex, State
+from index.lock import WriterLock
 from index.model import Model
-from index.vectors import VectorIndex
+from index.photos import AttributeValue
+from index.results import MAX_K, Hits, best_of_groups, check_k, check_offset, check_threshold
+from index.runtimes import Precision
+from index.tuning import Progress, check_target
+from index.vectors import Subset
 
-__all__ = ["MAX_K", "Evaluation", "Gallery", "GalleryInfo", "check_k"]
+__all__ = [
+    "MAX_K",
+    "MODEL_FOLDER",
+    "VECTORS_FOLDER",
+    "Evaluation",
+    "Gallery",
+    "GalleryInfo",
+    "Hits",
+    "IndexInfo",
+    "check_k",
+    "expect_model",
+]
 
-MAX_K = 10_000
 MODEL_FOLDER = "model"
-LOCK_FILE = "writer.lock"
+VECTORS_FOLDER = "vectors"
 
-#: How far from 1 the length of a stored or searched vector may be.
-UNIT_TOLERANCE = 1e-3
+#: Items fetched for each group that is asked for, before it is known how they fall into groups.
+ITEMS_PER_GROUP = 4
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Retrieval metrics of a gallery and how they were taken."""
-
-    metrics: metrics.RetrievalMetrics
-    protocol: str
-    unlabelled: int  #: items without a label, left out on both sides
+#: A filter as it comes out of JSON; see ``index.filters``.
+Where = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,8 @@ class GalleryInfo:
     dim: int
     model: str
     model_sha256: str
+    precision: str
+    index: IndexInfo
     bytes: int
 
 
@@ -67,33 +82,53 @@ class Gallery:
     """
 
     def __init__(
-        self, path: Path, model: Model, catalog: Catalog, lock: IO[str] | None = None
+        self, path: Path, model: Model, catalog: Catalog, lock: WriterLock | None = None
     ) -> None:
         """Use ``create`` or ``open``."""
         self.path = path
         self.model = model
         self._catalog = catalog
         self._writer_lock = lock
-        self._refreshing = threading.Lock()
-        self._version = catalog.data_version()
-        everything = catalog.changes(0)
-        self._seq = everything.seq
-        self._index = VectorIndex.build(everything.ids, everything.vectors)
+        self._live = LiveIndex(catalog, path / VECTORS_FOLDER, writable=lock is not None)
 
     @classmethod
-    def create(cls, path: Path | str, model: Model | Path | str) -> Gallery:
+    def create(
+        cls,
+        path: Path | str,
+        model: Model | Path | str,
+        *,
+        index_kind: RequestedKind = "auto",
+        target_recall: float = 0.99,
+    ) -> Gallery:
         """Make an empty gallery for the vectors of ``model`` and open it for writing.
 
+        Args:
+            path: a folder that does not exist yet, or an empty one.
+            model: the model, or its folder. The gallery keeps a copy.
+            index_kind: "auto" searches exactly up to 50,000 items and by an index above that.
+            target_recall: the share of the 10 nearest items that such an index is to find, above
+                0, up to 1.
+
         Raises:
+            InvalidArgumentError: unknown kind, or target out of range.
             GalleryError: something is already at ``path``.
             ModelError: the model cannot be loaded.
         """
+        check_kind(index_kind)
+        check_target(target_recall)
         path = Path(path)
         model = model if isinstance(model, Model) else Model.load(model)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise GalleryError(f"{path} exists already: choose a new folder for the gallery.")
         with replace_folder(path) as fresh:
-            Catalog.create(fresh, model_sha256=model.sha256, dim=model.card.dim)
+            Catalog.create(
+                fresh,
+                model_sha256=model.sha256,
+                dim=model.card.dim,
+                precision=model.precision,
+                index_kind=index_kind,
+                target_recall=target_recall,
+            )
             model.copy_to(fresh / MODEL_FOLDER)
         return cls.open(path, writable=True)
 
@@ -101,30 +136,39 @@ class Gallery:
     def open(cls, path: Path | str, *, writable: bool = False) -> Gallery:
         """Open an existing gallery.
 
+        Damaged or missing files of the index are no error: they are built anew from the catalog.
+
         Raises:
-            GalleryError: no gallery there, damaged, or (``writable``) another process writes to it.
+            GalleryError: no gallery there, damaged, of another format, or (``writable``) another
+                process writes to it or it is read-only.
             ModelError: the gallery's model folder is damaged.
             ModelMismatchError: the model folder is not of the model the vectors were made with.
         """
         path = Path(path).absolute()
-        catalog = Catalog(path)
-        lock: IO[str] | None = None
-        try:
-            model = Model.load(path / MODEL_FOLDER)
+        with ExitStack() as opened:
+            lock = None
+            if writable and (path / CATALOG_FILE).is_file():
+                # Before the catalog: opening that for writing may upgrade it.
+                lock = opened.enter_context(WriterLock.acquire(path))
+            catalog = Catalog(path, writable=writable)
+            opened.callback(catalog.close)
+            precision = cast(Precision, catalog.meta("precision"))
+            model = Model.load(path / MODEL_FOLDER, precision=precision)
             expect_model(path, catalog.meta("model_sha256"), model)
-            lock = _lock(path) if writable else None
-            return cls(path, model, catalog, lock)
-        except BaseException:
-            catalog.close()
-            if lock is not None:
-                lock.close()
-            raise
+            gallery = cls(path, model, catalog, lock)
+            opened.pop_all()
+        return gallery
 
     def close(self) -> None:
-        """Close the gallery and let another process write. Closing twice is harmless."""
+        """Close the gallery and let another process write. Closing twice is harmless.
+
+        Work on the index that is under way is stopped; the next writer takes it up again.
+        ``settle`` waits for it.
+        """
+        self._live.close()
         self._catalog.close()
         if self._writer_lock is not None:
-            self._writer_lock.close()
+            self._writer_lock.release()
             self._writer_lock = None
 
     def __enter__(self) -> Self:
@@ -139,8 +183,7 @@ class Gallery:
         self.close()
 
     def __len__(self) -> int:
-        self.refresh()
-        return len(self._index)
+        return len(self._live.state().index)
 
     # Changing
 
@@ -153,28 +196,65 @@ class Gallery:
             The ids, in the order of ``items``.
 
         Raises:
-            GalleryError: the gallery was not opened for writing.
-            InvalidArgumentError: a vector of another length, with NaN, or not of unit length.
+            GalleryError: the gallery was not opened for writing, or cannot be written to.
+            DuplicateExternalIdError: an external id twice in ``items``, or another photo's.
+            AttributeTypeError: an attribute's value whose type is not the one it has here.
+            InvalidArgumentError: a vector of another length, with NaN, or not of unit length; text
+                that cannot be stored.
         """
         self._require_writable()
         if not items:
             return []
-        for item in items:
-            self._check_vectors(item.vector[None], f"the vector of {item.path}")
+        self._check_items(items)
         ids = self._catalog.insert(items)
-        self._apply_changes()
+        self._live.apply()
         return ids
+
+    def upsert(self, items: Sequence[NewItem]) -> list[int]:
+        """As ``add``, but an item whose external id is there replaces the one that has it."""
+        self._require_writable()
+        if not items:
+            return []
+        self._check_items(items)
+        ids = self._catalog.upsert(items)
+        self._live.apply()
+        return ids
+
+    def update(
+        self,
+        item_id: int,
+        *,
+        label: str | Keep | None = KEEP,
+        attributes: Mapping[str, AttributeValue] | None = None,
+        external_id: str | Keep | None = KEEP,
+    ) -> None:
+        """Change what is known about an item, durably. Its id and vector stay.
+
+        Args:
+            item_id: which one.
+            label: its new label; None for none.
+            attributes: merged into those it has; None as a value takes the attribute away.
+            external_id: its new external id; None for none.
+
+        Raises:
+            ItemNotFoundError: no such item.
+            DuplicateExternalIdError, AttributeTypeError, InvalidArgumentError, GalleryError: as
+                ``add``; nothing changes.
+        """
+        self._require_writable()
+        self._catalog.update(item_id, label=label, attributes=attributes, external_id=external_id)
+        self._live.apply()
 
     def remove(self, ids: Sequence[int]) -> None:
         """Remove items, durably; all of them or, on an error, none. The photo files stay.
 
         Raises:
-            GalleryError: the gallery was not opened for writing.
+            GalleryError: the gallery was not opened for writing, or cannot be written to.
             ItemNotFoundError: an id is not in the gallery.
         """
         self._require_writable()
         self._catalog.remove(ids)
-        self._apply_changes()
+        self._live.apply()
 
     def refresh(self) -> bool:
         """Take in what another process changed. Searches do it by themselves.
@@ -182,33 +262,65 @@ class Gallery:
         Returns:
             Whether anything had changed.
         """
-        if self._catalog.data_version() == self._version:
-            return False
-        return self._apply_changes()
+        return self._live.refresh()
 
-    # Reading
+    # Searching
 
     def search(
-        self, vectors: NDArray[np.float32], k: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        self,
+        vectors: NDArray[np.float32],
+        k: int,
+        *,
+        where: Where | None = None,
+        threshold: float | None = None,
+        group_by: str | None = None,
+        offset: int = 0,
+    ) -> Hits:
         """The k nearest items of each query vector.
 
         Args:
-            vectors: float32 (q, d), rows of unit length, as ``model.embed`` makes them.
-            k: 1 … 10,000; where the gallery holds fewer items, all of them come back.
+            vectors: float32 (q, d), rows of unit length, as ``model.embed`` makes them; or (d,).
+            k: 1 … 10,000; where fewer items match, all of them come back.
+            where: look only among the items that this filter matches; see ``index.filters``.
+            threshold: leave out items whose score is below, in [−1, 1].
+            group_by: of all items with the same value of this field, only the best one: k different
+                values wherever there are so many. ``label``, ``sku``, ``id`` or an attribute; items
+                without a value are left out.
+            offset: leave out the first so many results; offset + k up to 10,000.
 
         Returns:
-            ids int64 (q, k') and scores float32 (q, k'), k' = min(k, len). A score is the cosine
-            similarity in [−1, 1]; higher is nearer; ties come by ascending id.
+            ids int64 (q, k') and scores float32 (q, k'), k' ≤ k. A score is the cosine similarity
+            in [−1, 1]; higher is nearer; ties come by ascending id. See ``Hits`` for queries with
+            different numbers of results.
 
         Raises:
-            InvalidArgumentError: k out of range; vectors of another shape, with NaN, not unit.
+            InvalidArgumentError: k, threshold or offset out of range; vectors of another shape,
+                with NaN, not unit.
+            FilterError: a filter that cannot be understood, or a field that there is not.
         """
         check_k(k)
+        check_offset(offset, k)
+        check_threshold(threshold)
         vectors = np.atleast_2d(np.asarray(vectors, np.float32))
         self._check_vectors(vectors, "the query")
-        self.refresh()
-        return self._index.search(vectors, k)
+        if group_by is not None:
+            field_type(group_by, self._catalog.fields())
+        matching = None if where is None else self._compiled(where)
+        if group_by is not None:
+            return self._search_groups(
+                vectors, k, where=matching, threshold=threshold, field=group_by, offset=offset
+            )
+        if matching is None:
+            state, subset = self._live.state(), None
+        else:
+            state, subset = self._live.matching(matching)
+        hits = Hits(*state.index.search(vectors, offset + k, within=subset))
+        if threshold is None:
+            return Hits(hits.ids[:, offset:], hits.scores[:, offset:])
+        rows = [_at_least(threshold, *hits.row(query)) for query in range(len(vectors))]
+        return Hits.of_rows([(ids[offset:], scores[offset:]) for ids, scores in rows])
+
+    # What there is
 
     def get(self, ids: Sequence[int]) -> list[Item]:
         """The items with these ids, in the same order.
@@ -218,9 +330,54 @@ class Gallery:
         """
         return self._catalog.get(ids)
 
-    def items(self, *, offset: int = 0, limit: int = 50) -> list[Item]:
-        """A page of items in the order of their ids."""
-        return self._catalog.page(offset=offset, limit=limit)
+    def get_external(self, external_ids: Sequence[str]) -> list[Item]:
+        """The items with these external ids, in the same order.
+
+        Raises:
+            ItemNotFoundError: an external id is not in the gallery.
+        """
+        ids = self._catalog.get_external(external_ids)
+        missing = [each for each in external_ids if each not in ids]
+        if missing:
+            shown = ", ".join(map(repr, missing[:5])) + (", …" if len(missing) > 5 else "")
+            raise ItemNotFoundError(f"no item with sku {shown} in the gallery.")
+        return self._catalog.get([ids[each] for each in external_ids])
+
+    def items(self, *, offset: int = 0, limit: int = 50, where: Where | None = None) -> list[Item]:
+        """A page of the items, or of those that a filter matches, in the order of their ids.
+
+        Raises:
+            FilterError: a filter that cannot be understood.
+        """
+        matching = None if where is None else self._compiled(where)
+        return self._catalog.page(offset=offset, limit=limit, where=matching)
+
+    def count(self, where: Where | None = None) -> int:
+        """How many items there are, or match the filter."""
+        return self._catalog.count(None if where is None else self._compiled(where))
+
+    def fields(self) -> dict[str, FieldType]:
+        """The attributes that items have, and the type of their values."""
+        return self._catalog.fields()
+
+    def values(
+        self, field: str, *, where: Where | None = None, limit: int = 50
+    ) -> list[tuple[AttributeValue, int]]:
+        """The values of an attribute, or ``label``, with the number of items; most frequent first.
+
+        Raises:
+            FilterError: there is no such field, or a filter that cannot be understood.
+        """
+        matching = None if where is None else self._compiled(where)
+        return self._catalog.values(field, where=matching, limit=limit)
+
+    def vectors(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The vectors of these items, float32 (n, d), in the same order.
+
+        Raises:
+            ItemNotFoundError: an id is not in the gallery.
+        """
+        return self._catalog.vectors(ids)
 
     def files(self, root: Path) -> dict[str, tuple[int, int]]:
         """Path → (size, mtime_ns) of the photos that were indexed from folder ``root``."""
@@ -230,8 +387,16 @@ class Gallery:
         """Absolute photo path → id, for those of ``paths`` that are in the gallery."""
         return self._catalog.ids_by_path(paths)
 
+    def ids_by_sha256(self, hashes: Sequence[str]) -> dict[str, int]:
+        """Content hash → id, for those of ``hashes`` that are in the gallery."""
+        return self._catalog.ids_by_sha256(hashes)
+
+    def ids_by_external(self, external_ids: Sequence[str]) -> dict[str, int]:
+        """External id → id, for those of ``external_ids`` that are in the gallery."""
+        return self._catalog.get_external(external_ids)
+
     def info(self) -> GalleryInfo:
-        """Counts, model and size on disk."""
+        """Counts, model, index and size on disk."""
         labelled, labels = self._catalog.label_counts()
         return GalleryInfo(
             path=str(self.path),
@@ -241,51 +406,189 @@ class Gallery:
             dim=self.model.card.dim,
             model=self.model.card.name,
             model_sha256=self.model.sha256,
-            bytes=sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file()),
+            precision=self.model.precision,
+            index=self._live.info(),
+            bytes=_bytes_of(self.path),
         )
 
-    def evaluate(self, ks: Sequence[int] = (1, 2, 4, 8), *, clustering: bool = False) -> Evaluation:
+    # Judging
+
+    def evaluate(
+        self,
+        ks: Sequence[int] = (1, 2, 4, 8),
+        *,
+        where: Where | None = None,
+        exact: bool = True,
+        clustering: bool = False,
+    ) -> Evaluation:
         """recall@K and companions over the gallery itself, leave-one-out.
 
-        Every labelled item is a query against all other labelled items, by exact search. See
-        ``index.metrics.evaluate`` for the definitions.
+        Every labelled item is a query against all other labelled items. See ``index.metrics`` for
+        the definitions.
+
+        Args:
+            ks: the K of recall@K, each in 1 … 10,000.
+            where: judge only the items that this filter matches, among themselves.
+            exact: rank by exact search, which judges the embedding alone; else as ``search`` does,
+                which judges the index too.
+            clustering: also the NMI of a k-means clustering.
 
         Raises:
-            InvalidArgumentError: K out of range, or no two items share a label.
+            InvalidArgumentError: K out of range, no two items share a label, or ``clustering``
+                without ``exact``.
+            FilterError: a filter that cannot be understood.
         """
-        vectors, labels = self._catalog.labelled()
+        for k in ks:
+            check_k(k)
+        if clustering and not exact:
+            raise InvalidArgumentError(
+                "clustering compares vectors and not searches: ask for it with exact search."
+            )
+        matching = None if where is None else self._compiled(where)
+        among = "" if matching is None else f", where {matching.key}"
+        state = self._live.state()
+        ids, vectors, labels = self._catalog.labelled(matching)
         if not labels:
             raise InvalidArgumentError(
-                f"gallery {self.path.name} has no labelled items, and recall@K needs labels: index "
-                "photos from class folders, or a CSV with a `label` column."
+                f"gallery {self.path.name} has no labelled items{among}, and recall@K needs "
+                "labels: index photos from class folders, or a CSV with a `label` column."
             )
-        return Evaluation(
-            metrics=metrics.evaluate(
+        if exact:
+            figures = metrics.evaluate(
                 vectors, np.array(labels), ks=tuple(ks), clustering=clustering
-            ),
-            protocol="gallery leave-one-out, exact search",
-            unlabelled=len(self._catalog) - len(labels),
+            )
+            search = "exact search"
+        else:
+            figures = evaluate_index(state.index, ids, vectors, labels, ks)
+            search = f"search by its {state.index.base.kind} index"
+        return Evaluation(
+            metrics=figures,
+            protocol=f"gallery leave-one-out, {search}{among}",
+            unlabelled=self._catalog.count(matching) - len(labels),
         )
+
+    def measure_recall(self) -> float:
+        """recall@10 of searches as they are now against exact ones, on the gallery's own vectors.
+
+        1.0 while the gallery compares all vectors. ``info`` tells what was measured last.
+        """
+        return self._live.measure_recall()
+
+    # Care
+
+    def rebuild(self, *, progress: Progress | None = None) -> IndexInfo:
+        """Build the index anew, now; searches go on meanwhile.
+
+        Args:
+            progress: told of each stage and the share 0 … 1 that is done.
+
+        Raises:
+            GalleryError: the gallery was not opened for writing, or cannot be written to.
+        """
+        self._require_writable()
+        self._live.rebuild(progress)
+        return self._live.info()
+
+    def tune(
+        self,
+        target_recall: float,
+        *,
+        kind: RequestedKind | None = None,
+        progress: Progress | None = None,
+    ) -> IndexInfo:
+        """Have the index find this share of the 10 nearest items, from now on.
+
+        Args:
+            target_recall: above 0, up to 1.
+            kind: also change the kind of index: see ``create``.
+            progress: told of each stage and the share 0 … 1 that is done.
+
+        Returns:
+            What serves now, with the recall that was measured.
+
+        Raises:
+            InvalidArgumentError: unknown kind, or target out of range; then nothing changes.
+            GalleryError: the gallery was not opened for writing, or cannot be written to.
+        """
+        self._require_writable()
+        check_target(target_recall)
+        if kind is not None:
+            check_kind(kind)
+        self._live.tune(target_recall, kind, progress)
+        return self._live.info()
+
+    def settle(self) -> None:
+        """Wait until no work on the index is due or under way.
+
+        Raises:
+            GalleryError: that work failed. Nothing is lost; searches go on with what there was.
+        """
+        self._live.settle()
+
+    def snapshot(self, path: Path | str) -> None:
+        """Copy the gallery as it is now; see ``index.care.snapshot``."""
+        from index.care import snapshot  # which itself needs this module
+
+        snapshot(self.path, Path(path))
 
     # Inside
 
-    def _apply_changes(self) -> bool:
-        with self._refreshing:
-            # Read the version first: a change that lands in between is then seen next time.
-            version = self._catalog.data_version()
-            changes = self._catalog.changes(self._seq)
-            changed = changes.seq != self._seq
-            if changed:
-                self._index = self._index.with_changes(
-                    changes.ids, changes.vectors, changes.removed
-                )
-                self._seq = changes.seq
-            self._version = version
-        return changed
+    def _compiled(self, where: Where) -> Filter:
+        return compile_where(where, self._catalog.fields())
+
+    def _search_groups(
+        self,
+        vectors: NDArray[np.float32],
+        k: int,
+        *,
+        where: Filter | None,
+        threshold: float | None,
+        field: str,
+        offset: int,
+    ) -> Hits:
+        least = -1.0 if threshold is None else threshold
+        self._live.refresh()
+        with self._live.one_moment() as state:
+            subset = None if where is None else self._live.subset(state, where)
+            rows = [
+                self._best_of_groups(state, subset, query, offset + k, field, where, least)
+                for query in vectors
+            ]
+        return Hits.of_rows([(ids[offset:], scores[offset:]) for ids, scores in rows])
+
+    def _best_of_groups(
+        self,
+        state: State,
+        subset: Subset | None,
+        query: NDArray[np.float32],
+        k: int,
+        field: str,
+        where: Filter | None,
+        least: float,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The best item of each of the k best groups: fetches more until there are k, or all."""
+        total = len(state.index if subset is None else subset)
+        fetch = ITEMS_PER_GROUP * k
+        wanted = k
+        while True:
+            [ids], [scores] = state.index.search(query[None], fetch, within=subset)
+            near, near_scores = _at_least(least, ids, scores)
+            best = best_of_groups(self._catalog.attribute_of(near.tolist(), field), k)
+            if len(best) >= wanted or len(near) < len(ids) or fetch >= total:
+                return near[best], near_scores[best]
+            if wanted == k:
+                wanted = len(self._catalog.values(field, where=where, limit=k))
+                if len(best) >= wanted:
+                    return near[best], near_scores[best]
+            fetch *= 4
 
     def _require_writable(self) -> None:
         if self._writer_lock is None:
             raise GalleryError(f"gallery {self.path} is open for reading: open it writable.")
+
+    def _check_items(self, items: Sequence[NewItem]) -> None:
+        for item in items:
+            self._check_vectors(np.asarray(item.vector)[None], f"the vector of {item.path}")
 
     def _check_vectors(self, vectors: NDArray[np.float32], name: str) -> None:
         dim = self.model.card.dim
@@ -315,26 +618,20 @@ def expect_model(path: Path, sha256: str, model: Model) -> None:
         )
 
 
-def check_k(k: int) -> None:
-    """Raises InvalidArgumentError unless ``k`` is an int in 1 … ``MAX_K``."""
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= MAX_K:
-        raise InvalidArgumentError(f"k is {k}: expected a whole number from 1 to {MAX_K}.")
+def _at_least(
+    threshold: float, ids: NDArray[np.int64], scores: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The results of one query, best first, up to those whose score is ``threshold``."""
+    near = scores >= threshold
+    return ids[near], scores[near]
 
 
-def _lock(path: Path) -> IO[str]:
-    """Become the gallery's only writer; the operating system frees the lock if we die."""
-    # An argument may be a file name that is not UTF-8.
-    file = (path / LOCK_FILE).open("a+", encoding="utf-8", errors="backslashreplace")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
-        file.close()
-        raise GalleryError(
-            f"gallery {path} is being changed by {owner}: wait until it is done, or stop it."
-        ) from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} ({' '.join(Path(sys.argv[0]).name.split() + sys.argv[1:])})")
-    file.flush()
-    return file
+def _bytes_of(folder: Path) -> int:
+    """Size of all files below; some may come and go meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:
+            continue
+    return total

@@ -1,30 +1,37 @@
 """Photos → items of a gallery: read, embed, store; resumable.
 
-Photos are read, decoded and embedded by a pool of threads (ONNX Runtime and Pillow let go of the
-interpreter lock) and stored in small durable batches. Stopping at any moment loses at most the
-batch under way; running again goes on with what is not stored yet.
+Threads read, hash and decode photos while others embed those decoded before (ONNX Runtime and
+Pillow let go of the interpreter lock); vectors are stored in small durable batches. Stopping at
+any moment loses at most the batch under way; running again goes on with what is not stored yet.
 """
 
 from __future__ import annotations
 
-import os
-from collections import deque
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
+from pathlib import Path
 
-from index.catalog import NewItem
-from index.errors import ImageError, InvalidArgumentError
+import numpy as np
+from numpy.typing import NDArray
+
+from index.catalog import KEEP, Item, NewItem
+from index.errors import ImageError
 from index.files import sha256_bytes
 from index.gallery import Gallery
 from index.model import Model
-from index.photos import Photo
+from index.parallel import check_workers, in_order
+from index.photos import AttributeValue, Photo
 
-__all__ = ["BuildReport", "Skipped", "build"]
+__all__ = ["BuildReport", "Duplicate", "Skipped", "build"]
 
 #: Photos stored by one durable transaction: the most that a stop can lose.
 BATCH = 64
+
+#: Photos looked up in the catalog at a time.
+PAGE = 500
 
 
 @dataclass(frozen=True)
@@ -36,12 +43,23 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True)
+class Duplicate:
+    """A photo that is, byte for byte, another one."""
+
+    path: str
+    same_as: str
+
+
 @dataclass
 class BuildReport:
-    """What ``build`` did. A photo that changed since it was indexed counts as added."""
+    """What ``build`` did."""
 
-    added: int = 0
+    added: int = 0  #: photos that are new or whose content changed
+    updated: int = 0  #: photos there already that got another label, attribute, sku or time stamp
     unchanged: int = 0
+    removed: int = 0  #: items whose photo is gone
+    duplicates: list[Duplicate] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
 
@@ -50,104 +68,303 @@ def build(
     photos: Sequence[Photo],
     *,
     workers: int | None = None,
+    skip_duplicates: bool = False,
+    prune: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> BuildReport:
     """Add photos to a gallery that is open for writing.
 
-    Photos already there (same path, size and modification time) are left alone. Unreadable ones
-    are skipped and listed, never fatal.
+    Photos already there (same path, size and modification time) are not read again; what is stated
+    about them (``Photo.stated``) is taken over. A photo whose content is in the gallery already is
+    not embedded again: it becomes an item with the same vector. Unreadable photos are skipped and
+    listed, never fatal.
 
     Args:
         gallery: where to.
-        photos: what; see ``index.photos.list_photos``.
-        workers: threads that decode and embed; default: one for each core.
+        photos: what; see ``index.photos.list_photos``. Of two with the same file the last counts.
+        workers: threads that read and decode, and as many that embed; default: one for each core.
+        skip_duplicates: add no item for a photo that is byte for byte another one.
+        prune: in the end remove the items from the photos' roots whose file is gone.
         progress: called with the number of photos just dealt with.
+
+    Raises:
+        InvalidArgumentError: less than one worker; an attribute whose type is not the one it has
+            in the gallery, or an external id given twice.
+        GalleryError: the gallery was not opened for writing, or cannot be written to.
     """
-    workers = os.cpu_count() or 1 if workers is None else workers
-    if workers < 1:
-        raise InvalidArgumentError(f"workers is {workers}: expected at least 1.")
+    workers = check_workers(workers)
     tell = progress or (lambda count: None)
     report = BuildReport()
-    todo = _not_stored(gallery, photos)
-    report.unchanged = len(photos) - len(todo)
-    tell(report.unchanged)
-    batch: list[NewItem] = []
-    for result in _in_order(lambda photo: _embed(gallery.model, photo), todo, workers):
-        if isinstance(result, Skipped):
-            report.skipped.append(result)
-        else:
-            batch.append(result)
-        if len(batch) == BATCH:
-            report.added += len(gallery.add(batch))
-            batch = []
-        tell(1)
-    report.added += len(gallery.add(batch))
+    usable = _usable(photos, report)
+    tell(len(photos) - len(usable))
+    tasks = _plan(gallery, usable, report, tell)
+    _store(gallery, tasks, report, workers=workers, skip_duplicates=skip_duplicates, tell=tell)
+    if prune:
+        report.removed = _prune(gallery, {photo.root for photo in usable})
     return report
 
 
-def _not_stored(gallery: Gallery, photos: Sequence[Photo]) -> list[Photo]:
-    stored = {root: gallery.files(root) for root in {photo.root for photo in photos}}
-    return [
-        photo
-        for photo in photos
-        if (known := stored[photo.root].get(photo.path)) is None or known != _stamp(photo)
-    ]
+@dataclass(frozen=True)
+class _Task:
+    """A photo to be read, and the item that the gallery has of its path."""
+
+    photo: Photo
+    item: Item | None
 
 
-def _stamp(photo: Photo) -> tuple[int, int] | None:
+@dataclass(frozen=True)
+class _Read:
+    """A photo that was read; ``pixels`` uint8 [3, h, w] until its vector is known."""
+
+    task: _Task
+    sha256: str
+    size: int
+    mtime_ns: int
+    pixels: NDArray[np.uint8] | None
+    vector: NDArray[np.float32] | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether this content is new under its path."""
+        return self.task.item is None or self.task.item.sha256 != self.sha256
+
+
+# What is to be done
+
+
+def _usable(photos: Sequence[Photo], report: BuildReport) -> list[Photo]:
+    """Each file once, without those whose names cannot be stored."""
+    usable = []
+    for photo in {photo.file: photo for photo in photos}.values():
+        try:
+            str(photo.file).encode()
+        except UnicodeEncodeError:  # names from other systems may hold any bytes
+            shown = str(photo.file).encode(errors="backslashreplace").decode()
+            report.skipped.append(
+                Skipped(shown, "path_not_utf8", "its name is not UTF-8: rename it.")
+            )
+        else:
+            usable.append(photo)
+    return usable
+
+
+def _plan(
+    gallery: Gallery, photos: list[Photo], report: BuildReport, tell: Callable[[int], object]
+) -> list[_Task]:
+    """What has to be read; corrections to photos that have not changed are made right away."""
+    stamps = {root: gallery.files(root) for root in {photo.root for photo in photos}}
+    tasks = []
+    for start in range(0, len(photos), PAGE):
+        page = photos[start : start + PAGE]
+        same = [_has_stamp(photo, stamps[photo.root].get(photo.path)) for photo in page]
+        asked = [
+            photo for photo, known in zip(page, same, strict=True) if photo.stated or not known
+        ]
+        ids = gallery.ids_by_path([photo.file for photo in asked])
+        items = dict(zip(ids, gallery.get(list(ids.values())), strict=True))
+        for photo, known in zip(page, same, strict=True):
+            item = items.get(photo.file)
+            if known and not photo.stated:
+                report.unchanged += 1
+            elif item is None or not _has_stamp(photo, (item.size, item.mtime_ns)):
+                tasks.append(_Task(photo, item))
+                continue
+            elif _is_as_stated(photo, item):
+                report.unchanged += 1
+            elif _takes_anothers_external_id(gallery, photo, item):
+                tasks.append(_Task(photo, item))
+                continue
+            else:
+                _correct(gallery, photo, item)
+                report.updated += 1
+            tell(1)
+    return tasks
+
+
+def _has_stamp(photo: Photo, stamp: tuple[int, int] | None) -> bool:
+    """Whether the file has this size and modification time."""
     try:
         status = photo.file.stat()
     except OSError:
-        return None  # reading it will say what is wrong
-    return status.st_size, status.st_mtime_ns
+        return False  # reading it will say what is wrong
+    return (status.st_size, status.st_mtime_ns) == stamp
 
 
-def _is_utf8(path: str) -> bool:
-    """Whether a path can be stored: names from other systems may hold any bytes."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _label(photo: Photo, item: Item | None) -> str | None:
+    return photo.label if item is None or "label" in photo.stated else item.label
 
 
-def _embed(model: Model, photo: Photo) -> NewItem | Skipped:
-    if not _is_utf8(photo.path):
-        shown = str(photo.file).encode(errors="backslashreplace").decode()
-        return Skipped(shown, "path_not_utf8", "its name is not UTF-8: rename it.")
-    try:
-        # The stamp comes first: a file that changes while it is read differs from it next time.
-        status = photo.file.stat()
-        data = photo.file.read_bytes()
-        pixels = model.prepare(data)
-    except ImageError as error:
-        return Skipped(str(photo.file), error.code, str(error))
-    except OSError as error:
-        return Skipped(str(photo.file), "image_missing", f"cannot be read: {error.strerror}.")
-    return NewItem(
-        root=photo.root,
-        path=photo.path,
-        sha256=sha256_bytes(data),
-        size=status.st_size,
-        mtime_ns=status.st_mtime_ns,
-        label=photo.label,
-        attributes=photo.attributes,
-        vector=model.embed(pixels[None])[0],
+def _external_id(photo: Photo, item: Item | None) -> str | None:
+    return photo.external_id if item is None or "sku" in photo.stated else item.external_id
+
+
+def _stated_attributes(photo: Photo) -> dict[str, AttributeValue]:
+    return {name: value for name, value in photo.attributes.items() if name in photo.stated}
+
+
+def _is_as_stated(photo: Photo, item: Item) -> bool:
+    return (
+        item.label == _label(photo, item)
+        and item.external_id == _external_id(photo, item)
+        and all(
+            item.attributes.get(name) == value for name, value in _stated_attributes(photo).items()
+        )
     )
 
 
-def _in_order(
-    function: Callable[[Photo], NewItem | Skipped], photos: Iterable[Photo], workers: int
-) -> Iterator[NewItem | Skipped]:
-    """Map in threads, results in order, never more than a few photos ahead of the consumer."""
-    waiting: deque[Future[NewItem | Skipped]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="embed")
-    source = iter(photos)
+def _takes_anothers_external_id(gallery: Gallery, photo: Photo, item: Item) -> bool:
+    """Whether its new external id is another item's, which it will replace."""
+    external_id = _external_id(photo, item)
+    if external_id is None or external_id == item.external_id:
+        return False
+    return external_id in gallery.ids_by_external([external_id])
+
+
+def _correct(gallery: Gallery, photo: Photo, item: Item) -> None:
+    external_id = _external_id(photo, item)
+    gallery.update(
+        item.id,
+        label=_label(photo, item),
+        attributes=_stated_attributes(photo),
+        external_id=KEEP if external_id == item.external_id else external_id,
+    )
+
+
+# Reading, embedding, storing
+
+
+def _store(
+    gallery: Gallery,
+    tasks: list[_Task],
+    report: BuildReport,
+    *,
+    workers: int,
+    skip_duplicates: bool,
+    tell: Callable[[int], object],
+) -> None:
+    model = gallery.model
+    under_way: dict[str, str] = {}  # content hash → path, of photos not stored yet
+    batch: list[NewItem] = []
+
+    def flush() -> None:
+        gallery.upsert(batch)
+        for item in batch:
+            under_way.pop(item.sha256, None)
+        batch.clear()
+
+    with closing(in_order(partial(_read, model), tasks, workers)) as read:
+        distinct = _with_known_vectors(gallery, read, under_way, report, skip_duplicates)
+        with closing(in_order(partial(_embed, model), distinct, workers)) as embedded:
+            for result in embedded:
+                if isinstance(result, Skipped):
+                    report.skipped.append(result)
+                elif result is not None:
+                    vector = result.vector
+                    if vector is None:
+                        vector = _vector_of_content(gallery, batch, result.sha256)
+                    batch.append(_item(result, vector))
+                    if result.changed:
+                        report.added += 1
+                    else:
+                        report.updated += 1
+                if len(batch) == BATCH:
+                    flush()
+                tell(1)
+    flush()
+
+
+def _read(model: Model, task: _Task) -> _Read | Skipped:
+    file = task.photo.file
     try:
-        waiting.extend(pool.submit(function, photo) for photo in islice(source, 4 * workers))
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(pool.submit(function, photo) for photo in islice(source, 1))
-            yield result
-    finally:
-        pool.shutdown(cancel_futures=True)
+        # The stamp comes first: a file that changes while it is read differs from it next time.
+        status = file.stat()
+        data = file.read_bytes()
+        pixels = model.prepare(data)
+    except ImageError as error:
+        return Skipped(str(file), error.code, str(error))
+    except OSError as error:
+        return Skipped(str(file), "image_missing", f"cannot be read: {error.strerror}.")
+    return _Read(task, sha256_bytes(data), status.st_size, status.st_mtime_ns, pixels)
+
+
+def _with_known_vectors(
+    gallery: Gallery,
+    results: Iterable[_Read | Skipped],
+    under_way: dict[str, str],
+    report: BuildReport,
+    skip_duplicates: bool,
+) -> Iterator[_Read | Skipped | None]:
+    """Take the pixels of photos whose content is known, so that they are not embedded again.
+
+    None stands for a duplicate that is left out.
+    """
+    for read in results:
+        if isinstance(read, Skipped):
+            yield read
+            continue
+        path = str(read.task.photo.file)
+        same_as = under_way.get(read.sha256)
+        vector = None
+        if same_as is None:
+            known = gallery.ids_by_sha256([read.sha256])
+            if not known:
+                under_way[read.sha256] = path
+                yield read
+                continue
+            [item] = gallery.get(list(known.values()))
+            same_as, vector = str(item.image), gallery.vectors([item.id])[0]
+        # Content whose other file is gone has moved; it is no duplicate.
+        if read.changed and Path(same_as).is_file():
+            report.duplicates.append(Duplicate(path, same_as))
+            if skip_duplicates and read.task.item is None:
+                yield None
+                continue
+        yield dataclasses.replace(read, pixels=None, vector=vector)
+
+
+def _embed(model: Model, read: _Read | Skipped | None) -> _Read | Skipped | None:
+    if read is None or isinstance(read, Skipped) or read.pixels is None:
+        return read
+    # One by one: on a CPU larger batches gain nothing, and a vector then never depends on its
+    # neighbours in the batch.
+    return dataclasses.replace(read, pixels=None, vector=model.embed(read.pixels[None])[0])
+
+
+def _vector_of_content(gallery: Gallery, batch: list[NewItem], sha256: str) -> NDArray[np.float32]:
+    """The vector of a photo with this content that was embedded earlier in this run."""
+    for item in batch:
+        if item.sha256 == sha256:
+            return item.vector
+    vector: NDArray[np.float32]
+    [vector] = gallery.vectors(list(gallery.ids_by_sha256([sha256]).values()))
+    return vector
+
+
+def _item(read: _Read, vector: NDArray[np.float32]) -> NewItem:
+    photo, item = read.task.photo, read.task.item
+    attributes = dict(photo.attributes)
+    if item is not None:
+        attributes |= item.attributes | _stated_attributes(photo)
+    return NewItem(
+        root=photo.root,
+        path=photo.path,
+        sha256=read.sha256,
+        size=read.size,
+        mtime_ns=read.mtime_ns,
+        label=_label(photo, item),
+        attributes=attributes,
+        external_id=_external_id(photo, item),
+        vector=vector,
+    )
+
+
+def _prune(gallery: Gallery, roots: set[Path]) -> int:
+    gone = [
+        root / path
+        for root in sorted(roots)
+        for path in gallery.files(root)
+        if not (root / path).is_file()
+    ]
+    ids = list(gallery.ids_by_path(gone).values())
+    gallery.remove(ids)
+    return len(ids)

@@ -1,8 +1,9 @@
 """The exported model: an ONNX graph and its card.
 
 A model folder holds ``model.onnx`` (``pixels`` uint8 [n, 3, h, w] → ``embedding`` float32 [n, d] of
-unit length, everything in between inside the graph) and ``model.json``, the card. Training writes
-such folders; this module reads them, and needs no training code to do so.
+unit length, everything in between inside the graph) and ``model.json``, the card; beside them may
+lie the same model in lower precision, as graphs that the card lists. Training writes such folders;
+this module reads them, and needs no training code to do so.
 """
 
 from __future__ import annotations
@@ -15,14 +16,21 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from index.errors import InvalidArgumentError, ModelError
 from index.files import replace_folder, sha256_bytes, sha256_file
 from index.images import ResizeMode, decode, resize
+from index.runtimes import (
+    Precision,
+    Runtime,
+    RuntimeName,
+    Session,
+    choose_runtime,
+    open_session,
+)
 
-__all__ = ["CARD_FILE", "FORMAT_VERSION", "GRAPH_FILE", "Model", "ModelCard"]
+__all__ = ["CARD_FILE", "FORMAT_VERSION", "GRAPH_FILE", "LowerPrecision", "Model", "ModelCard"]
 
 FORMAT_VERSION = 1
 GRAPH_FILE = "model.onnx"
@@ -30,6 +38,18 @@ CARD_FILE = "model.json"
 
 #: Images a single run of the graph takes. Larger batches gain nothing on a CPU and cost memory.
 RUN_SIZE = 32
+
+#: Shorter outputs have no direction: they are left as they are.
+TINY = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowerPrecision:
+    """A graph of the same model in lower precision, and what that does to its figures."""
+
+    file: str  #: beside ``model.onnx``
+    sha256: str
+    metrics: dict[str, Any] = field(default_factory=dict)  #: measured like the card's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +74,7 @@ class ModelCard:
     seed: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
     created: str | None = None
+    precisions: dict[str, LowerPrecision] = field(default_factory=dict)  #: by name: ``int8``
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -94,61 +115,116 @@ class ModelCard:
             raise ModelError(
                 f"{path}: resize {card.resize!r} is not one of {get_args(ResizeMode)}."
             )
-        return card
+        return dataclasses.replace(card, precisions=_lower_precisions(path, card.precisions))
+
+    def graph(self, precision: Precision) -> tuple[str, str]:
+        """Name and SHA-256 of the file that is run in this precision.
+
+        bf16 has no file of its own: it is computed from the fp32 graph.
+
+        Raises:
+            ModelError: the model was not exported in this precision.
+        """
+        if precision != "int8":
+            return GRAPH_FILE, self.sha256
+        if precision not in self.precisions:
+            raise ModelError(
+                f"{self.name} has no int8 graph; its precisions are "
+                f"{', '.join(['fp32', 'bf16', *self.precisions])}. Make one with "
+                "`dscl export --int8`, or use precision fp32."
+            )
+        return self.precisions[precision].file, self.precisions[precision].sha256
+
+
+def _lower_precisions(path: Path, values: Any) -> dict[str, LowerPrecision]:
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: precisions is {values!r}; expected an object.")
+    try:
+        found = {name: LowerPrecision(**entry) for name, entry in values.items()}
+    except TypeError as error:
+        raise ModelError(
+            f"{path}: precisions cannot be read: {error}. Export the model again."
+        ) from error
+    for name, entry in found.items():
+        if not isinstance(entry.file, str) or Path(entry.file).name != entry.file:
+            raise ModelError(
+                f"{path}: precision {name} is to be in {entry.file!r}; expected the name of a "
+                "file in the model folder."
+            )
+    return found
 
 
 class Model:
     """An embedding model, ready to run. ``embed`` may be called from several threads at once."""
 
-    def __init__(self, path: Path, card: ModelCard, session: onnxruntime.InferenceSession) -> None:
+    def __init__(
+        self,
+        path: Path,
+        card: ModelCard,
+        session: Session,
+        *,
+        runtime: RuntimeName,
+        precision: Precision,
+    ) -> None:
         self.path = path
         self.card = card
+        self.runtime = runtime
+        self.precision = precision
         self._session = session
 
     @classmethod
-    def load(cls, path: Path | str, *, threads: int = 1) -> Model:
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        threads: int = 1,
+        runtime: Runtime = "auto",
+        precision: Precision = "fp32",
+    ) -> Model:
         """Load a model folder after checking the graph against its card.
 
         Args:
             path: the model folder.
             threads: CPU threads of one forward pass. One is right where several passes run side by
                 side, as in the service.
+            runtime: what runs the graph, see ``index.runtimes.choose_runtime``.
+            precision: what to compute in. Vectors of different precisions do not belong in one
+                gallery.
 
         Raises:
+            InvalidArgumentError: a runtime or precision that is not known, or no threads.
             ModelError: the folder is missing or incomplete, the graph is not the one the card
-                describes (a changed byte suffices), or ONNX Runtime cannot load it.
+                describes (a changed byte suffices), the model has no graph of this precision, or
+                the runtime cannot load it or is not installed.
         """
         path = Path(path)
+        if threads < 1:
+            raise InvalidArgumentError(f"threads is {threads}; expected at least 1.")
+        name = choose_runtime(runtime, precision)
         card = ModelCard.read(path / CARD_FILE)
+        file, sha256 = card.graph(precision)
         try:
-            graph = (path / GRAPH_FILE).read_bytes()
+            graph = (path / file).read_bytes()
         except OSError as error:
             raise ModelError(
-                f"{path / GRAPH_FILE} cannot be read: {error.strerror}. Export the model again."
+                f"{path / file} cannot be read: {error.strerror}. Export the model again."
             ) from error
         digest = sha256_bytes(graph)
-        if digest != card.sha256:
+        if digest != sha256:
             raise ModelError(
-                f"{path / GRAPH_FILE} is not the file its card describes: SHA-256 is "
-                f"{digest[:12]}…, the card says {str(card.sha256)[:12]}…. The file was changed or "
+                f"{path / file} is not the file its card describes: SHA-256 is "
+                f"{digest[:12]}…, the card says {str(sha256)[:12]}…. The file was changed or "
                 "damaged: copy the model folder again, or export it anew."
             )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Warnings about initialisers and the like help nobody who runs a finished model.
-        options.log_severity_level = 3
         try:
-            session = onnxruntime.InferenceSession(
-                graph, options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime's own exceptions share no narrower public base
-            raise ModelError(f"ONNX Runtime cannot load {path / GRAPH_FILE}: {error}") from error
-        return cls(path, card, session)
+            session = open_session(graph, runtime=name, precision=precision, threads=threads)
+        except ModelError as error:
+            raise ModelError(f"{path / file}: {error}") from error
+        return cls(path, card, session, runtime=name, precision=precision)
 
     @property
     def sha256(self) -> str:
-        """Hex SHA-256 of the graph: what a gallery remembers."""
+        """Hex SHA-256 of the fp32 graph, whatever the precision: what a gallery remembers."""
         return self.card.sha256
 
     def prepare(self, source: bytes | Path) -> NDArray[np.uint8]:
@@ -187,26 +263,32 @@ class Model:
         if len(pixels) == 0:
             return np.empty((0, self.card.dim), np.float32)
         parts = [
-            self._session.run(["embedding"], {"pixels": pixels[start : start + RUN_SIZE]})[0]
+            self._session.run(pixels[start : start + RUN_SIZE])
             for start in range(0, len(pixels), RUN_SIZE)
         ]
-        return np.concatenate(parts)
+        embeddings = np.concatenate(parts)
+        # Graphs end in unit length, but in low precision they miss it.
+        embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), TINY)
+        return embeddings
 
     def copy_to(self, path: Path) -> None:
-        """Copy graph and card, all that inference needs, to a folder that does not exist yet.
+        """Copy card and graphs, all that inference needs, to a folder that does not exist yet.
 
         Raises:
             ModelError: the model folder has been changed or removed since it was loaded.
         """
+        graphs = {GRAPH_FILE: self.sha256}
+        graphs |= {entry.file: entry.sha256 for entry in self.card.precisions.values()}
         with replace_folder(path) as fresh:
             try:
-                for name in (GRAPH_FILE, CARD_FILE):
+                for name in (*graphs, CARD_FILE):
                     shutil.copyfile(self.path / name, fresh / name)
             except OSError as error:
                 raise ModelError(
                     f"{self.path} cannot be copied: {error.strerror}. Export the model again."
                 ) from error
-            if sha256_file(fresh / GRAPH_FILE) != self.sha256:
-                raise ModelError(
-                    f"{self.path / GRAPH_FILE} has changed since it was loaded: run it again."
-                )
+            for name, sha256 in graphs.items():
+                if sha256_file(fresh / name) != sha256:
+                    raise ModelError(
+                        f"{self.path / name} has changed since it was loaded: run it again."
+                    )

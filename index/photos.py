@@ -22,14 +22,25 @@ AttributeValue = str | int | float | bool | None
 SPLITS = ("train", "test")
 
 
+#: CSV columns that are no attributes. ``id`` is the gallery's to give.
+OWN_COLUMNS = ("path", "label", "sku")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """A photo to index. ``path`` is relative to ``root``, with forward slashes."""
+    """A photo to index. ``path`` is relative to ``root``, with forward slashes.
+
+    ``stated`` names what somebody wrote down about it, in a CSV or on the command line: ``label``,
+    ``sku`` and attributes. That overrides what a gallery holds; a label read off a folder does not,
+    as it may have been corrected since.
+    """
 
     root: Path
     path: str
     label: str | None = None
     attributes: dict[str, AttributeValue] = field(default_factory=dict)
+    external_id: str | None = None  #: the user's own name for the item: ``sku``
+    stated: frozenset[str] = frozenset()
 
     @property
     def file(self) -> Path:
@@ -44,12 +55,13 @@ def list_photos(source: Path) -> list[Photo]:
     (``audi-a4/1.jpg`` → ``audi-a4``); photos at the top get none. Where the top level holds only
     ``train`` and ``test``, these become the attribute ``split`` and the label starts below them.
 
-    CSV: a header with ``path`` (relative to the CSV's folder), optionally ``label``; every other
-    column becomes an attribute, as numbers where all its values are numbers.
+    CSV: a header with ``path`` (relative to the CSV's folder), optionally ``label`` and ``sku``
+    (the item's external id, unique); every other column becomes an attribute, as numbers where all
+    its values are numbers.
 
     Raises:
-        DataError: nothing there, no image in it, or a CSV without ``path`` or with paths that lead
-            out of its folder.
+        DataError: nothing there, no image in it, or a CSV without ``path``, with paths that lead
+            out of its folder, with a photo or a ``sku`` on two lines, or with a column ``id``.
     """
     if not source.exists():
         raise DataError(f"{source} does not exist: name a folder of photos, a CSV or an image.")
@@ -102,13 +114,20 @@ def _from_csv(file: Path) -> list[Photo]:
     if "path" not in columns:
         raise DataError(
             f"{file} has no column `path`; its header is: {', '.join(columns) or 'empty'}. "
-            "Expected: path, optionally label, and any attributes."
+            "Expected: path, optionally label and sku, and any attributes."
+        )
+    if "id" in columns:
+        raise DataError(
+            f"{file} has a column `id`, which is the gallery's to give: name it `sku` to find "
+            "items by it, or anything else to keep it as an attribute."
         )
     if not rows:
         raise DataError(f"{file} lists no photo: it has a header and no rows.")
-    extra = [column for column in columns if column not in ("path", "label")]
+    extra = [column for column in columns if column not in OWN_COLUMNS]
+    stated = frozenset(columns) - {"path"}
     converters = {column: _converter([row[column] or "" for _, row in rows]) for column in extra}
     photos = []
+    lines: dict[tuple[str, str], int] = {}
     for number, row in rows:
         if None in row or not row["path"] or "\0" in row["path"]:
             raise DataError(f"{file}, line {number}: expected {len(columns)} values with a path.")
@@ -118,15 +137,21 @@ def _from_csv(file: Path) -> list[Photo]:
                 f"{file}, line {number}: {row['path']} lies outside {root}. Put the CSV at the top "
                 "of the folder that holds the photos."
             )
-        attributes = {column: converters[column](row[column] or "") for column in extra}
-        photos.append(
-            Photo(
-                root=root,
-                path=target.relative_to(root).as_posix(),
-                label=row.get("label") or None,
-                attributes=attributes,
-            )
+        photo = Photo(
+            root=root,
+            path=target.relative_to(root).as_posix(),
+            label=row.get("label") or None,
+            attributes={column: converters[column](row[column] or "") for column in extra},
+            external_id=row.get("sku") or None,
+            stated=stated,
         )
+        for key in (("path", photo.path), ("sku", photo.external_id or "")):
+            if key[1] and lines.setdefault(key, number) != number:
+                raise DataError(
+                    f"{file}, line {number}: {key[0]} {key[1]} is on line {lines[key]} already. "
+                    "Leave one of the two."
+                )
+        photos.append(photo)
     return photos
 
 

@@ -33,7 +33,10 @@ MEDIA_TYPE = "application/problem+json"
 
 #: Error code → HTTP status. A code that is not here is a fault of ours: 500.
 STATUS = {
+    "attribute_type": 422,
+    "duplicate_external_id": 409,
     "file_missing": 422,
+    "filter_invalid": 422,
     "gallery_invalid": 503,
     "image_animated": 422,
     "image_empty": 422,
@@ -43,6 +46,7 @@ STATUS = {
     "image_truncated": 422,
     "image_unreadable": 415,
     "image_unsupported": 415,
+    "index_damaged": 503,
     "invalid_argument": 422,
     "item_not_found": 404,
     "model_invalid": 503,

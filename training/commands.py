@@ -146,8 +146,10 @@ def _resumed_settings(
 @click.option("--resize", type=click.Choice(get_args(ResizeMode)), default="squash",
               show_default=True, help="How a photo comes to a square.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="For --weights none.")
+@click.option("--int8", is_flag=True,
+              help="Also in int8: faster on a CPU, less exact; says how much.")  # fmt: skip
 @click.option("--out", type=PATH, help="The model folder.  [required with --backbone]")
-def export(run_path: Path | None, backbone: str | None, **options: Any) -> None:
+def export(run_path: Path | None, backbone: str | None, int8: bool, **options: Any) -> None:
     """Write a model folder: a run's last checkpoint, or a frozen backbone.
 
     With a frozen backbone, photos can be searched at once, without labels or training.
@@ -160,19 +162,24 @@ def export(run_path: Path | None, backbone: str | None, **options: Any) -> None:
         from training.run import Run
 
         run = Run.open(run_path)
-        finish(run, *resume_network(run, echo=click.echo), echo=click.echo)
+        finish(run, *resume_network(run, echo=click.echo), int8=int8, echo=click.echo)
         return
     if options["out"] is None:
         raise click.UsageError("Missing option '--out', the model folder to write.")
     if options["dim"] is not None and options["whiten_on"] is None:
         raise click.UsageError("--dim needs --whiten-on: it keeps the axes of largest variance.")
+    if int8 and options["whiten_on"] is None:
+        raise click.UsageError("--int8 needs --whiten-on: it is calibrated on those photos.")
     from training.frozen import export_frozen
 
     assert backbone is not None
-    card = export_frozen(backbone, **options)
+    card = export_frozen(backbone, int8=int8, **options)
     click.echo(
         f"Exported {options['out']}: {card.name}, {card.dim} values a vector ({card.sha256[:12]}…)."
     )
+    if int8:
+        cosine = card.precisions["int8"].metrics["cosine"]
+        click.echo(f"Added int8: mean cosine similarity to fp32 is {cosine:.3f}.")
 
 
 def _help(setting: str) -> str:

@@ -17,13 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from index.files import write_atomically
 from index.metrics import RetrievalMetrics, evaluate
-from index.model import ModelCard
+from index.model import Model, ModelCard
+from training.augment import in_order
 from training.backbones import Backbone
 from training.data import Dataset, Photos
-from training.embed import embed
+from training.embed import BATCH, embed
 from training.evaluation import KS, row, write_evaluation
 from training.export import export
 from training.feature_cache import cached_features
@@ -31,6 +33,7 @@ from training.inference import Features, InferenceNetwork, chosen
 from training.inputs import evaluation_loader, side, split
 from training.machine import Machine
 from training.network import EmbeddingNetwork
+from training.quantize import add_int8, calibration_photos, measure
 from training.report import write_report
 from training.run import Run
 from training.scaled_convolutions import unfold_batch_norm
@@ -52,9 +55,13 @@ def finish(
     network: EmbeddingNetwork,
     machine: Machine,
     *,
+    int8: bool = False,
     echo: Echo = print,
 ) -> ModelCard:
-    """Whiten with the training photos, measure on the test classes once, export and report."""
+    """Whiten with the training photos, measure on the test classes once, export and report.
+
+    With ``int8``, the model folder also gets a graph in that precision, measured likewise.
+    """
     settings = run.settings
     # Classes that judge have no part in the whitening either.
     fitted = dataset.train if dataset.test is not None else split(dataset, settings)[0]
@@ -128,6 +135,16 @@ def finish(
         weights=network.state_dict(),
     )
     echo(f"Exported {run.model_folder} ({card.sha256[:12]}…), the same as the network.")
+    if int8:
+        card = add_int8(
+            run.model_folder,
+            calibration_photos(evaluation_loader(settings, fitted)),
+            measured=lambda model: _figures_of(model, settings, photos, queries, machine),
+        )
+        figures = card.precisions["int8"].metrics
+        if photos is not None:
+            echo(f"Test ({protocol}), int8: {_figures(figures)}")
+        echo(f"Added int8: mean cosine similarity to fp32 is {figures['cosine']:.3f}.")
     echo(f"Report: {write_report(run.path)}")
     shutil.rmtree(_own_features(run), ignore_errors=True)
     return card
@@ -225,6 +242,25 @@ def _features(
         description,
         workers=machine.workers,
     )
+
+
+def _figures_of(
+    model: Model,
+    settings: TrainSettings,
+    photos: Photos | None,
+    queries: NDArray[np.bool_] | None,
+    machine: Machine,
+) -> dict[str, Any]:
+    """Of an exported model, on the photos that judge."""
+    if photos is None:
+        return {}
+    loader = evaluation_loader(settings, photos)
+    batches = in_order(loader, batch_size=BATCH, workers=machine.workers)
+    total = -(-len(loader) // BATCH)
+    with tqdm(batches, total=total, desc="Test classes, int8", disable=None) as bar:
+        pixels = (images.numpy() for images in bar)
+        line = row("int8", measure(model, pixels, photos.labels, queries=queries))
+    return {key: value for key, value in line.items() if key != "name"}
 
 
 def _whitening(settings: TrainSettings, raw: Tensor, labels: NDArray[np.int64]) -> Whitening:

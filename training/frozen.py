@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from index.errors import InvalidArgumentError
 from index.images import ResizeMode
 from index.model import ModelCard
 from index.photos import list_photos
@@ -17,6 +18,7 @@ from training.embed import embed
 from training.export import export
 from training.inference import InferenceNetwork
 from training.memory import keep_freed_memory
+from training.quantize import add_int8, calibration_photos
 from training.whitening import Whitening
 
 __all__ = ["export_frozen"]
@@ -33,6 +35,7 @@ def export_frozen(
     size: int | None = None,
     resize: ResizeMode = "squash",
     seed: int = 0,
+    int8: bool = False,
 ) -> ModelCard:
     """Export a backbone's own features, whitened with the photos at ``whiten_on`` if given.
 
@@ -46,16 +49,19 @@ def export_frozen(
         size: side of the input in pixels; default: the backbone's own.
         resize: how a photo comes to a square.
         seed: of random weights.
+        int8: also export in int8, calibrated on the photos at ``whiten_on``, which it needs.
 
     Raises:
         DsclError: backbone, weights, photos or settings that cannot be used.
     """
+    if int8 and whiten_on is None:
+        raise InvalidArgumentError("int8 is calibrated on the photos to whiten with: name some.")
     keep_freed_memory()
     torch.manual_seed(seed)
     side = default_size(backbone) if size is None else size
     network = Backbone(backbone, weights=weights, size=side)
     network.check_size(side)
-    whitening = None
+    whitening = loader = None
     if whiten_on is not None:
         files = tuple(photo.file for photo in list_photos(whiten_on))
         unlabelled = Photos(paths=files, labels=np.zeros(len(files), np.int64), classes=("",))
@@ -65,7 +71,7 @@ def export_frozen(
         whitening = Whitening.fit(features, ridge=whitening_ridge, dim=dim)
     # A file is usually named after its network already.
     source = Path(weights).stem.removeprefix(f"{backbone}-")
-    return export(
+    card = export(
         InferenceNetwork.frozen(network, whitening),
         out,
         name=f"{backbone}-{source}{'-whitened' if whitening else ''}",
@@ -78,3 +84,6 @@ def export_frozen(
             "seed": seed,
         },
     )
+    if int8 and loader is not None:
+        card = add_int8(out, calibration_photos(loader))
+    return card

@@ -140,6 +140,7 @@ def test_csv_columns_become_labels_and_typed_attributes(tmp_path):
             path=path,
             label=label,
             attributes=dict(zip(("year", "price", "colour", "code", "note"), values, strict=True)),
+            stated=frozenset({"label", "year", "price", "colour", "code", "note"}),
         )
         for path, label, values in [
             ("a/1.jpg", "Audi", (1999, 10.5, "blue", "7", None)),
@@ -170,9 +171,26 @@ def test_a_csv_as_spreadsheets_write_it_is_read(tmp_path):
     assert labels(list_photos(file)) == {"1.jpg": "Škoda"}
 
 
-def test_paths_within_the_folder_are_brought_to_one_form(tmp_path):
-    file = write_csv(tmp_path, f"path\n./a//1.jpg\na/../a/1.jpg\n{tmp_path.resolve()}/a/1.jpg\n")
-    assert [photo.path for photo in list_photos(file)] == ["a/1.jpg"] * 3
+@pytest.mark.parametrize("name", ["./a//1.jpg", "a/../a/1.jpg", "{root}/a/1.jpg"])
+def test_paths_within_the_folder_are_brought_to_one_form(tmp_path, name):
+    file = write_csv(tmp_path, f"path\n{name.format(root=tmp_path.resolve())}\n")
+    assert [photo.path for photo in list_photos(file)] == ["a/1.jpg"]
+
+
+def test_what_a_table_says_is_stated_and_what_a_folder_shows_is_not(tmp_path):
+    touch(tmp_path, "audi/1.jpg")
+    [shown] = list_photos(tmp_path)
+    assert (shown.label, shown.stated) == ("audi", frozenset())
+    [named] = list_photos(write_csv(tmp_path, "path,year\naudi/1.jpg,1999\n"))
+    assert (named.label, named.stated) == (None, {"year"})
+    [told] = list_photos(write_csv(tmp_path, "label,sku,path\n,,audi/1.jpg\n"))
+    assert (told.label, told.external_id, told.stated) == (None, None, {"label", "sku"})
+
+
+def test_the_column_sku_becomes_the_external_id_as_it_is_written(tmp_path):
+    photos = list_photos(write_csv(tmp_path, "path,sku\n1.jpg,007\n2.jpg,\n3.jpg,7\n4.jpg,\n"))
+    assert [photo.external_id for photo in photos] == ["007", None, "7", None]
+    assert all(photo.attributes == {} for photo in photos)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +203,9 @@ def test_paths_within_the_folder_are_brought_to_one_form(tmp_path):
         ("path\n1.jpg\n../2.jpg\n", r"line 3: \.\./2\.jpg lies outside"),
         ("path\n/etc/passwd\n", "line 2: /etc/passwd lies outside"),
         ("path,label\n,audi\n", "line 2: expected 2 values with a path"),
+        ("path,id\n1.jpg,7\n", "has a column `id`, which is the gallery's to give"),
+        ("path\n1.jpg\n2.jpg\na/../1.jpg\n", r"line 4: path 1\.jpg is on line 2 already"),
+        ("path,sku\n1.jpg,A\n2.jpg,B\n3.jpg,A\n", "line 4: sku A is on line 2 already"),
         ("label,path\naudi\n", "line 2: expected 2 values with a path"),
         ("path,label\n1.jpg,audi,a4\n", "line 2: expected 2 values with a path"),
         ("path\n\n\n1.jpg\n../2.jpg\n", "line 5: "),

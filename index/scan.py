@@ -1,0 +1,27 @@
+"""All items of a catalog, page by page, while others may change it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from index.catalog import Catalog, Item
+from index.filters import compile_where
+
+__all__ = ["scan"]
+
+#: Items in memory at a time.
+PAGE = 1000
+
+
+def scan(catalog: Catalog, *, page: int = PAGE) -> Iterator[list[Item]]:
+    """Pages of items in the order of their ids.
+
+    Each page is as the catalog is when it is read; an item that was removed before is left out.
+    """
+    last = 0
+    # Past the last id, not by an offset: that would count through the catalog again for each page.
+    while items := catalog.page(
+        offset=0, limit=page, where=compile_where({"id": {"gt": last}}, catalog.fields())
+    ):
+        yield items
+        last = items[-1].id

@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills",
+        type=int,
+        default=200,
+        metavar="N",
+        help="How many times test_crash.py kills a gallery's writer.  [default: 200]",
+    )
