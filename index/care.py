@@ -22,6 +22,7 @@ from index.catalog import Catalog, Item
 from index.errors import BaseDamagedError, DsclError, GalleryError, ModelMismatchError
 from index.files import replace_folder, sha256_file, sync_folder
 from index.gallery import MODEL_FOLDER, VECTORS_FOLDER, Gallery
+from index.kept_photos import link_photos
 from index.lock import WriterLock
 from index.model import Model
 from index.parallel import check_workers, in_order
@@ -130,6 +131,7 @@ def snapshot(folder: Path, target: Path) -> None:
 
     The copy is a gallery of its own. Its index files and its model share their disk space with the
     gallery's where the file system has hard links: none of these files is ever changed in place.
+    So do the photos that the gallery keeps itself; those in indexed folders are not copied.
 
     Raises:
         GalleryError: no gallery at ``folder``, or something at ``target`` already.
@@ -144,7 +146,10 @@ def snapshot(folder: Path, target: Path) -> None:
             # The index first: the catalog must not be older than it.
             _link_index(folder / VECTORS_FOLDER, fresh / VECTORS_FOLDER)
             _link_files(folder / MODEL_FOLDER, fresh / MODEL_FOLDER)
+            # Before the catalog those that may go, after it those that have come.
+            link_photos(folder, fresh)
             catalog.backup(fresh / CATALOG_FILE)
+            link_photos(folder, fresh)
             if not os.path.samestat(own_file, catalog.path.stat()):
                 raise GalleryError(
                     f"{folder} was migrated while it was copied, so there is no copy: run it again."
@@ -177,6 +182,7 @@ def restore(folder: Path, source: Path) -> None:
         catalog = Catalog(folder, writable=True)
         try:
             _expect_same_precision(catalog, source)
+            link_photos(source, folder)
             shift = catalog.replace_content(source / CATALOG_FILE)
         finally:
             catalog.close()

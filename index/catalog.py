@@ -31,6 +31,7 @@ from index.errors import (
     ModelMismatchError,
 )
 from index.filters import COLUMNS, Filter, column_of, field_type
+from index.kept_photos import PHOTOS_FOLDER
 from index.photos import AttributeValue
 from index.schema import (
     FORMAT_VERSION,
@@ -142,6 +143,7 @@ class Catalog:
         Raises:
             GalleryError: no catalog there, not a database, or of a format that cannot be read.
         """
+        self._folder = folder.absolute()
         self.path = folder / FILE
         if not self.path.is_file():
             raise GalleryError(
@@ -451,7 +453,8 @@ class Catalog:
     def ids_by_path(self, paths: Sequence[Path]) -> dict[Path, int]:
         """Absolute path → id, for those of ``paths`` that are stored, whatever their root was."""
         with self.view():
-            roots = dict(self._database.rows("SELECT path, id FROM roots"))
+            rows = self._database.rows("SELECT path, id FROM roots")
+            roots = {str(self._folder / path): root for path, root in rows}
             wanted = [
                 (roots[str(folder)], path.relative_to(folder).as_posix(), number)
                 for number, path in enumerate(paths)
@@ -569,7 +572,7 @@ class Catalog:
         rows = self._database.rows(
             "SELECT items.path, size, mtime_ns FROM items"
             " JOIN roots ON roots.id = items.root WHERE roots.path = ?",
-            (str(root),),
+            (self._root_name(root),),
         )
         return {path: (size, mtime_ns) for path, size, mtime_ns in rows}
 
@@ -685,7 +688,7 @@ class Catalog:
     def _write(
         self, connection: sqlite3.Connection, items: Sequence[NewItem], ids: list[int], seq: int
     ) -> None:
-        folders = {str(item.root) for item in items}
+        folders = {self._root_name(item.root) for item in items}
         connection.executemany(
             "INSERT OR IGNORE INTO roots (path) VALUES (?)", [(folder,) for folder in folders]
         )
@@ -697,8 +700,9 @@ class Catalog:
             f"INSERT INTO items ({ITEM_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
-                    item_id, seq, roots[str(item.root)], item.path, item.sha256, item.size,
-                    item.mtime_ns, item.label, _to_json(item.attributes), item.external_id,
+                    item_id, seq, roots[self._root_name(item.root)], item.path, item.sha256,
+                    item.size, item.mtime_ns, item.label, _to_json(item.attributes),
+                    item.external_id,
                 )
                 for item, item_id in stored
             ],
@@ -711,6 +715,10 @@ class Catalog:
             "INSERT INTO removed VALUES (?, ?)",
             [(item_id, seq) for item, item_id in pairs if last[item.image] != item_id],
         )
+
+    def _root_name(self, root: Path) -> str:
+        """A root as it is stored: relative if it is the gallery's own, which may be moved."""
+        return PHOTOS_FOLDER if root == self._folder / PHOTOS_FOLDER else str(root)
 
     def _check(self, item: NewItem) -> None:
         name = str(item.image)
@@ -796,7 +804,7 @@ class Catalog:
                 external_id=external_id,
                 label=label,
                 attributes=json.loads(attributes),
-                root=Path(root),
+                root=self._folder / root,
                 path=path,
                 size=size,
                 mtime_ns=mtime_ns,

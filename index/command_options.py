@@ -23,6 +23,7 @@ __all__ = [
     "parse_object",
     "print_json",
     "resumable",
+    "search_options",
     "where_option",
     "workers_option",
 ]
@@ -58,6 +59,23 @@ where_option = click.option(
     metavar="JSON",
     help='Only items that match, such as \'{"make": "BMW", "year": {"gte": 2010}}\'.',
 )
+
+SEARCH_PARAMETERS = (
+    click.option("-k", "--k", default=10, show_default=True, help="How many neighbours."),
+    where_option,
+    click.option("--threshold", type=float, help="Leave out scores below this."),
+    click.option("--group-by", metavar="FIELD", help="Only the best of each value, such as label."),
+    click.option("--offset", default=0, show_default=True, help="Leave out the first so many."),
+    json_option,
+    click.argument("photo", type=FOLDER),
+)
+
+
+def search_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What a search by photo takes, wherever the gallery is."""
+    for parameter in reversed(SEARCH_PARAMETERS):
+        command = parameter(command)
+    return command
 
 
 def parse_object(option: str, text: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from index.command_options import (
     parse_object,
     print_json,
     resumable,
+    search_options,
     where_option,
     workers_option,
 )
@@ -38,7 +39,7 @@ from index.photos import Photo, list_photos
 from index.runtimes import Precision
 from index.tuning import check_target
 
-__all__ = ["evaluate", "index", "parse_ks", "search"]
+__all__ = ["evaluate", "index", "parse_ks", "print_hits", "search"]
 
 #: How items are named on the command line.
 ID = re.compile(r"[0-9]{1,19}")
@@ -270,13 +271,7 @@ def info(gallery_path: Path, as_json: bool) -> None:
 
 @click.command()
 @gallery_option
-@click.option("-k", "--k", default=10, show_default=True, help="How many neighbours.")
-@where_option
-@click.option("--threshold", type=float, help="Leave out scores below this.")
-@click.option("--group-by", metavar="FIELD", help="Only the best of each value, such as label.")
-@click.option("--offset", default=0, show_default=True, help="Leave out the first so many.")
-@json_option
-@click.argument("photo", type=FOLDER)
+@search_options
 def search(
     gallery_path: Path,
     k: int,
@@ -303,12 +298,18 @@ def search(
         {"score": round(score, 6), **_fields(item)}
         for item, score in zip(items, scores.tolist(), strict=True)
     ]
+    if empty and not as_json:
+        click.echo("The gallery is empty: fill it with `dscl index add`.")
+        return
+    print_hits(photo, hits, offset=offset, as_json=as_json)
+
+
+def print_hits(photo: Path, hits: list[dict[str, Any]], *, offset: int, as_json: bool) -> None:
+    """Print what was found, nearest first: each hit has at least score, label and image."""
     if as_json:
         print_json({"query": str(photo), "results": hits})
         return
-    if empty:
-        click.echo("The gallery is empty: fill it with `dscl index add`.")
-    elif not hits:
+    if not hits:
         click.echo("No item is like that: loosen --where, --threshold or --offset.")
     for rank, hit in enumerate(hits, start=offset + 1):
         click.echo(f"{rank:>3}  {hit['score']:+.3f}  {hit['label'] or '–':<24}  {hit['image']}")

@@ -34,6 +34,12 @@ class GalleryError(DsclError):
     code = "gallery_invalid"
 
 
+class GalleryLockedError(GalleryError):
+    """A gallery that another process changes."""
+
+    code = "gallery_locked"
+
+
 class ModelMismatchError(GalleryError):
     """A gallery met a model other than the one its vectors were made with."""
 

@@ -1,82 +1,260 @@
 """``Evaluation``: how well a gallery finds the items of a label, by exact or by its own search.
 
-The definitions of the figures are those of ``index.metrics``.
+The definitions of the figures are those of ``index.metrics``; here they meet items, labels and
+indexes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 import index.metrics as metrics
 from index.errors import InvalidArgumentError
+from index.metrics import Progress
 from index.vectors import VectorIndex
 
-__all__ = ["Evaluation", "evaluate_index"]
+__all__ = [
+    "MAX_HARDEST",
+    "ClassFigures",
+    "Evaluation",
+    "HardQuery",
+    "Judged",
+    "JudgedNeighbour",
+    "Progress",
+    "check_wanted",
+    "evaluate",
+]
 
 #: Results of a block of queries that are looked at together.
 BLOCK_RESULTS = 2**20
 
+#: The most queries that are listed with their neighbours, and how many neighbours each is given.
+MAX_HARDEST = 100
+NEIGHBOURS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What takes part in an evaluation: n labelled items and photos."""
+
+    ids: NDArray[np.int64]  #: [n], those of items first, ascending; photos from outside: −1, −2, …
+    vectors: NDArray[np.float32]  #: [n, d], unit rows
+    classes: NDArray[np.int64]  #: [n], which of ``names`` is the label
+    names: Sequence[str]  #: the labels, each once, ascending
+    queries: NDArray[np.bool_]  #: [n]
+    gallery: NDArray[np.bool_]  #: [n], what queries are looked up in; none from outside
+
+    @classmethod
+    def of(
+        cls,
+        ids: NDArray[np.int64],
+        vectors: NDArray[np.float32],
+        labels: Sequence[str],
+        *,
+        queries: NDArray[np.bool_],
+        gallery: NDArray[np.bool_],
+    ) -> Judged:
+        """From one label [n] for each."""
+        names = sorted(set(labels))
+        number = {name: place for place, name in enumerate(names)}
+        classes = np.fromiter((number[label] for label in labels), np.int64, len(labels))
+        return cls(
+            ids=ids,
+            vectors=vectors,
+            classes=classes,
+            names=names,
+            queries=queries,
+            gallery=gallery,
+        )
+
+    def label(self, row: int) -> str:
+        """The label of row 0 … n − 1."""
+        return self.names[int(self.classes[row])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFigures:
+    """Means over the queries of one label that have a right answer, each in 0 … 1."""
+
+    label: str
+    queries: int
+    recall: dict[int, float]
+    r_precision: float
+    map_at_r: float
+
 
 @dataclass(frozen=True)
+class JudgedNeighbour:
+    """An item that a query found. ``score`` is their cosine similarity in [−1, 1]."""
+
+    id: int
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardQuery:
+    """A query whose right answers lie far down its results, and what lies above."""
+
+    id: int  #: of the item; −1 − i for the i-th photo from outside
+    label: str
+    answers: int  #: right answers in its gallery
+    first: int | None  #: rank of the first right one, from 1; None if deeper than was looked
+    average_precision: float  #: at R
+    neighbours: list[JudgedNeighbour]  #: up to 8, nearest first
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Retrieval metrics of a gallery and how they were taken."""
 
     metrics: metrics.RetrievalMetrics
     protocol: str
     unlabelled: int  #: items without a label, left out on both sides
+    gallery: int  #: labelled items that the queries were looked up in
+    per_class: list[ClassFigures] | None = None  #: by label; None unless asked for
+    hardest: list[HardQuery] | None = None  #: hardest first; None unless asked for
 
 
-def evaluate_index(
-    index: VectorIndex,
-    ids: NDArray[np.int64],
-    vectors: NDArray[np.float32],
-    labels: Sequence[str],
+def evaluate(
+    judged: Judged,
     ks: Sequence[int],
-) -> metrics.RetrievalMetrics:
-    """The figures of ``metrics.evaluate``, leave-one-out, but as ``index`` ranks the items.
+    *,
+    protocol: str,
+    unlabelled: int,
+    index: VectorIndex | None = None,
+    clustering: bool = False,
+    per_class: bool = False,
+    hardest: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Judge how well queries find the items of their label.
 
     Args:
-        index: holds these items, and maybe others, which do not take part.
-        ids: int64 [n], ascending.
-        vectors: float32 [n, d].
-        labels: [n].
-        ks: the K of recall@K, each at least 1.
+        judged: what takes part.
+        ks: the K of recall@K, each in 1 … 10,000.
+        protocol: goes into the result.
+        unlabelled: goes into the result.
+        index: rank as it does; it holds the gallery, and maybe other items, which do not take
+            part. None: rank exactly.
+        clustering: also the NMI of a k-means clustering of all that takes part.
+        per_class: also the figures of each label.
+        hardest: also so many queries, up to 100, with their neighbours: those of the lowest average
+            precision; of equals, those whose first right answer is deeper, then in their order.
+        progress: told how many of how many queries are done; what it raises stops the work.
 
     Raises:
-        InvalidArgumentError: each item is alone in its class.
+        InvalidArgumentError: K or ``hardest`` out of range, no query with a right answer, or
+            ``clustering`` with an index.
     """
-    classes = np.unique(np.asarray(labels), return_inverse=True)[1]
-    answers = np.bincount(classes)[classes] - 1
-    if not answers.any():
+    check_wanted(exact=index is None, clustering=clustering, hardest=hardest)
+    ranking: metrics.Ranking
+    if index is None:
+        # Exact ranking takes ties by row, which is by id as long as ids ascend.
+        ranking = partial(metrics.nearest, judged.vectors, gallery=judged.gallery)
+    else:
+        ranking = partial(_by_index, index, judged)
+    figures = metrics.judge(
+        ranking,
+        judged.classes,
+        ks=ks,
+        queries=judged.queries,
+        gallery=judged.gallery,
+        progress=progress,
+    )
+    nmi = metrics.clustering_nmi(judged.vectors, judged.classes) if clustering else None
+    return Evaluation(
+        metrics=figures.means(nmi),
+        protocol=protocol,
+        unlabelled=unlabelled,
+        gallery=int(np.count_nonzero(judged.gallery)),
+        per_class=_per_class(figures, judged) if per_class else None,
+        hardest=_hardest(figures, judged, ranking, hardest) if hardest else None,
+    )
+
+
+def check_wanted(*, exact: bool, clustering: bool, hardest: int) -> None:
+    """Raises InvalidArgumentError for what ``evaluate`` would refuse, before anything is read."""
+    if clustering and not exact:
         raise InvalidArgumentError(
-            f"each of the {len(ids)} items is alone in its class, so no query has a right answer. "
-            "Give at least two items the same label."
+            "clustering compares vectors and not searches: ask for it with exact search."
         )
-    ks = sorted(set(ks))
-    depths = np.minimum(np.maximum(answers, ks[-1]), len(ids) - 1)
+    if not 0 <= hardest <= MAX_HARDEST:
+        raise InvalidArgumentError(
+            f"hardest is {hardest}: expected a whole number of queries from 0 to {MAX_HARDEST}."
+        )
+
+
+def _per_class(figures: metrics.QueryFigures, judged: Judged) -> list[ClassFigures]:
+    classes = judged.classes[figures.rows]
+    order = np.argsort(classes, kind="stable")
+    present, starts = np.unique(classes[order], return_index=True)
+    hits = figures.hits
+    return [
+        ClassFigures(
+            label=judged.names[number],
+            queries=len(rows),
+            recall=dict(zip(figures.ks, hits[rows].mean(0).tolist(), strict=True)),
+            r_precision=float(figures.r_precision[rows].mean()),
+            map_at_r=float(figures.average_precision[rows].mean()),
+        )
+        for number, rows in zip(present.tolist(), np.split(order, starts[1:]), strict=True)
+    ]
+
+
+def _hardest(
+    figures: metrics.QueryFigures, judged: Judged, ranking: metrics.Ranking, count: int
+) -> list[HardQuery]:
+    unseen = np.iinfo(np.int64).max
+    depth = np.where(figures.first > 0, figures.first, unseen)
+    places = np.lexsort((figures.rows, -depth, figures.average_precision))[:count]
+
+    depths = np.zeros(len(judged.ids), np.int64)
+    depths[figures.rows[places]] = NEIGHBOURS
+    near: dict[int, NDArray[np.int64]] = {}
+    for rows, neighbours in ranking(depths):
+        near |= zip(rows.tolist(), neighbours, strict=True)
+    return [
+        HardQuery(
+            id=int(judged.ids[row]),
+            label=judged.label(row),
+            answers=int(figures.answers[place]),
+            first=int(figures.first[place]) or None,
+            average_precision=float(figures.average_precision[place]),
+            neighbours=_described(judged, row, near[row]),
+        )
+        for place, row in zip(places, figures.rows[places].tolist(), strict=True)
+    ]
+
+
+def _described(judged: Judged, row: int, neighbours: NDArray[np.int64]) -> list[JudgedNeighbour]:
+    scores = judged.vectors[neighbours] @ judged.vectors[row]
+    return [
+        JudgedNeighbour(int(judged.ids[other]), judged.label(other), score)
+        for other, score in zip(neighbours.tolist(), np.clip(scores, -1, 1).tolist(), strict=True)
+    ]
+
+
+def _by_index(
+    index: VectorIndex, judged: Judged, depths: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Rank neighbours as ``metrics.nearest`` does, but by ``index``; fewer where it finds fewer."""
+    items = np.flatnonzero(judged.gallery)
+    ids = judged.ids[items]
     subset = index.subset(ids)
-    scores = []
-    for rows in _blocks(np.where(answers > 0, depths, 0)):
-        depth = int(depths[rows].max())
-        found, _ = index.search(vectors[rows], depth + 1, within=subset)
-        others = _without_itself(found, ids[rows])
-        relevant = classes[np.searchsorted(ids, others)] == classes[rows, None]
-        scores.append(metrics.score(relevant, answers[rows], ks))
-    hits, r_precision, average_precision = (
-        np.concatenate(parts) for parts in zip(*scores, strict=True)
-    )
-    return metrics.RetrievalMetrics(
-        recall=dict(zip(ks, hits.mean(0).tolist(), strict=True)),
-        r_precision=float(r_precision.mean()),
-        map_at_r=float(average_precision.mean()),
-        nmi=None,
-        queries=len(hits),
-        skipped=len(ids) - len(hits),
-    )
+    for among in (True, False):
+        limited = np.minimum(depths, len(items) - among)
+        for rows in _blocks(np.where(judged.gallery == among, limited, 0)):
+            depth = int(limited[rows].max())
+            found, _ = index.search(judged.vectors[rows], depth + among, within=subset)
+            if among:
+                found = _without_itself(found, judged.ids[rows])
+            yield rows, items[np.searchsorted(ids, found)]
 
 
 def _blocks(depths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

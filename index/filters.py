@@ -28,7 +28,7 @@ from index.attributes import OWN_FIELDS, FieldType, type_of
 from index.errors import FilterError, InvalidArgumentError
 from index.schema import field_expression
 
-__all__ = ["COLUMNS", "Filter", "column_of", "compile_where", "field_type"]
+__all__ = ["COLUMNS", "Filter", "column_of", "compile_where", "either", "field_type"]
 
 #: Values that one filter may hold, and conditions.
 MAX_VALUES = 1000
@@ -68,6 +68,15 @@ def compile_where(where: Mapping[str, Any], fields: Mapping[str, FieldType]) -> 
     sql = compiler.all_of(where, depth=1)
     key = json.dumps(where, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return Filter(sql, tuple(compiler.values), key)
+
+
+def either(first: Filter, second: Filter) -> Filter:
+    """The items that at least one of two filters matches."""
+    return Filter(
+        f"(({first.sql}) OR ({second.sql}))",
+        first.values + second.values,
+        f"{first.key} or {second.key}",
+    )
 
 
 def column_of(field: str) -> str:
@@ -225,4 +234,6 @@ def _shown(value: Any) -> str:
     if _is_list(value):
         return "a list"
     text = json.dumps(value, ensure_ascii=False, default=repr)
+    # Half a surrogate pair, which JSON can name, is in no encoding that the message may be sent in.
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= 100 else f"{text[:100]}…"

@@ -7,6 +7,7 @@ through this class.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,21 +18,21 @@ from typing import Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-import index.metrics as metrics
 from index.approximate import RequestedKind, check_kind
 from index.attributes import FieldType
 from index.catalog import FILE as CATALOG_FILE
 from index.catalog import KEEP, UNIT_TOLERANCE, Catalog, Item, Keep, NewItem
 from index.errors import GalleryError, InvalidArgumentError, ItemNotFoundError, ModelMismatchError
-from index.evaluation import Evaluation, evaluate_index
+from index.evaluation import Evaluation, Judged, check_wanted, evaluate
+from index.evaluation import Progress as EvaluationProgress
 from index.files import replace_folder
-from index.filters import Filter, compile_where, field_type
+from index.filters import Filter, compile_where, either, field_type
 from index.live import IndexInfo, LiveIndex, State
 from index.lock import WriterLock
 from index.model import Model
 from index.photos import AttributeValue
 from index.results import MAX_K, Hits, best_of_groups, check_k, check_offset, check_threshold
-from index.runtimes import Precision
+from index.runtimes import Precision, Runtime
 from index.tuning import Progress, check_target
 from index.vectors import Subset
 
@@ -89,6 +90,7 @@ class Gallery:
         self.model = model
         self._catalog = catalog
         self._writer_lock = lock
+        self._identity = catalog.path.stat()
         self._live = LiveIndex(catalog, path / VECTORS_FOLDER, writable=lock is not None)
 
     @classmethod
@@ -133,14 +135,22 @@ class Gallery:
         return cls.open(path, writable=True)
 
     @classmethod
-    def open(cls, path: Path | str, *, writable: bool = False) -> Gallery:
+    def open(
+        cls, path: Path | str, *, writable: bool = False, runtime: Runtime = "auto"
+    ) -> Gallery:
         """Open an existing gallery.
 
         Damaged or missing files of the index are no error: they are built anew from the catalog.
 
+        Args:
+            path: its folder.
+            writable: to change it; one process at a time.
+            runtime: what computes embeddings; see ``Model.load``.
+
         Raises:
-            GalleryError: no gallery there, damaged, of another format, or (``writable``) another
-                process writes to it or it is read-only.
+            GalleryLockedError: (``writable``) another process writes to it.
+            GalleryError: no gallery there, damaged, of another format, or (``writable``) in a
+                folder that cannot be written to.
             ModelError: the gallery's model folder is damaged.
             ModelMismatchError: the model folder is not of the model the vectors were made with.
         """
@@ -153,7 +163,7 @@ class Gallery:
             catalog = Catalog(path, writable=writable)
             opened.callback(catalog.close)
             precision = cast(Precision, catalog.meta("precision"))
-            model = Model.load(path / MODEL_FOLDER, precision=precision)
+            model = Model.load(path / MODEL_FOLDER, runtime=runtime, precision=precision)
             expect_model(path, catalog.meta("model_sha256"), model)
             gallery = cls(path, model, catalog, lock)
             opened.pop_all()
@@ -181,6 +191,13 @@ class Gallery:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def is_at(self, path: Path) -> bool:
+        """Whether ``path`` is the folder of this very gallery, and no other has taken its place."""
+        try:
+            return os.path.samestat(self._identity, (path / CATALOG_FILE).stat())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def __len__(self) -> int:
         return len(self._live.state().index)
@@ -411,6 +428,10 @@ class Gallery:
             bytes=_bytes_of(self.path),
         )
 
+    def index_info(self) -> IndexInfo:
+        """What serves searches now, without the sizes of files that ``info`` measures."""
+        return self._live.info()
+
     # Judging
 
     def evaluate(
@@ -418,53 +439,123 @@ class Gallery:
         ks: Sequence[int] = (1, 2, 4, 8),
         *,
         where: Where | None = None,
+        query_where: Where | None = None,
+        gallery_where: Where | None = None,
         exact: bool = True,
         clustering: bool = False,
+        per_class: bool = False,
+        hardest: int = 0,
+        progress: EvaluationProgress | None = None,
     ) -> Evaluation:
         """recall@K and companions over the gallery itself, leave-one-out.
 
-        Every labelled item is a query against all other labelled items. See ``index.metrics`` for
-        the definitions.
+        Every labelled item is a query against all other labelled items, or some items are queries
+        against some. See ``index.metrics`` for the definitions.
 
         Args:
             ks: the K of recall@K, each in 1 … 10,000.
             where: judge only the items that this filter matches, among themselves.
+            query_where: only items that this filter matches are queries.
+            gallery_where: only items that this filter matches are looked among. A query that is one
+                of them is left out of its own results.
             exact: rank by exact search, which judges the embedding alone; else as ``search`` does,
                 which judges the index too.
             clustering: also the NMI of a k-means clustering.
+            per_class: also the figures of each label.
+            hardest: also so many of the hardest queries, up to 100, with their neighbours.
+            progress: told how many of how many queries are done; what it raises stops the work.
 
         Raises:
-            InvalidArgumentError: K out of range, no two items share a label, or ``clustering``
-                without ``exact``.
+            InvalidArgumentError: K or ``hardest`` out of range, no query with a right answer,
+                ``clustering`` without ``exact``, or ``where`` beside one of the other two.
             FilterError: a filter that cannot be understood.
         """
         for k in ks:
             check_k(k)
-        if clustering and not exact:
-            raise InvalidArgumentError(
-                "clustering compares vectors and not searches: ask for it with exact search."
-            )
-        matching = None if where is None else self._compiled(where)
-        among = "" if matching is None else f", where {matching.key}"
+        check_wanted(exact=exact, clustering=clustering, hardest=hardest)
+        if where is not None:
+            if query_where is not None or gallery_where is not None:
+                raise InvalidArgumentError(
+                    "where stands for both query_where and gallery_where: give either it or them."
+                )
+            query_where = gallery_where = where
+        queries = None if query_where is None else self._compiled(query_where)
+        gallery = None if gallery_where is None else self._compiled(gallery_where)
         state = self._live.state()
-        ids, vectors, labels = self._catalog.labelled(matching)
-        if not labels:
-            raise InvalidArgumentError(
-                f"gallery {self.path.name} has no labelled items{among}, and recall@K needs "
-                "labels: index photos from class folders, or a CSV with a `label` column."
-            )
-        if exact:
-            figures = metrics.evaluate(
-                vectors, np.array(labels), ks=tuple(ks), clustering=clustering
-            )
-            search = "exact search"
+        judged, unlabelled = self._judged(queries, gallery)
+        if _key(queries) == _key(gallery):
+            protocol = f"gallery leave-one-out, {_search_name(state, exact)}"
+            if gallery is not None:
+                protocol += f", where {gallery.key}"
         else:
-            figures = evaluate_index(state.index, ids, vectors, labels, ks)
-            search = f"search by its {state.index.base.kind} index"
-        return Evaluation(
-            metrics=figures,
-            protocol=f"gallery leave-one-out, {search}{among}",
-            unlabelled=self._catalog.count(matching) - len(labels),
+            protocol = (
+                f"{_items_name(queries)} looked up in {_items_name(gallery)}, "
+                f"{_search_name(state, exact)}"
+            )
+        return evaluate(
+            judged,
+            ks,
+            protocol=protocol,
+            unlabelled=unlabelled,
+            index=None if exact else state.index,
+            clustering=clustering,
+            per_class=per_class,
+            hardest=hardest,
+            progress=progress,
+        )
+
+    def evaluate_photos(
+        self,
+        vectors: NDArray[np.float32],
+        labels: Sequence[str],
+        ks: Sequence[int] = (1, 2, 4, 8),
+        *,
+        gallery_where: Where | None = None,
+        exact: bool = True,
+        clustering: bool = False,
+        per_class: bool = False,
+        hardest: int = 0,
+        progress: EvaluationProgress | None = None,
+    ) -> Evaluation:
+        """recall@K and companions of labelled photos that are looked up in the gallery.
+
+        None of them is left out of its results: a photo that is in the gallery too finds itself.
+
+        Args:
+            vectors: float32 (q, d), rows of unit length, as ``model.embed`` makes them.
+            labels: of each photo.
+            ks: and all others: as for ``evaluate``.
+
+        Raises:
+            InvalidArgumentError, FilterError: as ``evaluate``; vectors of another shape, with NaN,
+                not unit.
+        """
+        for k in ks:
+            check_k(k)
+        check_wanted(exact=exact, clustering=clustering, hardest=hardest)
+        vectors = np.asarray(vectors, np.float32)
+        self._check_vectors(vectors, "a photo's vector")
+        gallery = None if gallery_where is None else self._compiled(gallery_where)
+        state = self._live.state()
+        ids, among, names = self._labelled(gallery)
+        outside = np.arange(len(ids) + len(labels)) >= len(ids)
+        return evaluate(
+            Judged.of(
+                np.concatenate([ids, -1 - np.arange(len(labels))]),
+                np.concatenate([among, vectors]),
+                [*names, *labels],
+                queries=outside,
+                gallery=~outside,
+            ),
+            ks,
+            protocol=f"{len(labels)} photos looked up in {_items_name(gallery)}, "
+            f"{_search_name(state, exact)}",
+            unlabelled=self._catalog.count(gallery) - len(ids),
+            index=None if exact else state.index,
+            clustering=clustering,
+            per_class=per_class,
+            hardest=hardest,
+            progress=progress,
         )
 
     def measure_recall(self) -> float:
@@ -532,6 +623,38 @@ class Gallery:
         snapshot(self.path, Path(path))
 
     # Inside
+
+    def _judged(self, queries: Filter | None, gallery: Filter | None) -> tuple[Judged, int]:
+        """Items of both sides, and how many more there are without a label."""
+        ids, vectors, labels = self._labelled(gallery)
+        if _key(queries) == _key(gallery):
+            everything = np.ones(len(ids), np.bool_)
+            judged = Judged.of(ids, vectors, labels, queries=everything, gallery=everything)
+            return judged, self._catalog.count(gallery) - len(ids)
+        asking, asking_vectors, asking_labels = self._labelled(queries)
+        all_ids, first = np.unique(np.concatenate([ids, asking]), return_index=True)
+        all_labels = labels + asking_labels
+        judged = Judged.of(
+            all_ids,
+            np.concatenate([vectors, asking_vectors])[first],
+            [all_labels[row] for row in first],
+            queries=np.isin(all_ids, asking),
+            gallery=np.isin(all_ids, ids),
+        )
+        union = None if queries is None or gallery is None else either(queries, gallery)
+        return judged, self._catalog.count(union) - len(all_ids)
+
+    def _labelled(
+        self, where: Filter | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], list[str]]:
+        ids, vectors, labels = self._catalog.labelled(where)
+        if not labels:
+            among = "" if where is None else f", where {where.key}"
+            raise InvalidArgumentError(
+                f"gallery {self.path.name} has no labelled items{among}, and recall@K needs "
+                "labels: index photos from class folders, or a CSV with a `label` column."
+            )
+        return ids, vectors, labels
 
     def _compiled(self, where: Where) -> Filter:
         return compile_where(where, self._catalog.fields())
@@ -616,6 +739,18 @@ def expect_model(path: Path, sha256: str, model: Model) -> None:
             f"({model.sha256[:12]}…): vectors of different models do not compare. Use the model it "
             "was built with, or build a new gallery."
         )
+
+
+def _key(where: Filter | None) -> str | None:
+    return None if where is None else where.key
+
+
+def _items_name(where: Filter | None) -> str:
+    return "all items" if where is None else f"items where {where.key}"
+
+
+def _search_name(state: State, exact: bool) -> str:
+    return "exact search" if exact else f"search by its {state.index.base.kind} index"
 
 
 def _at_least(

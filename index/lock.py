@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from index.errors import GalleryError
+from index.errors import GalleryError, GalleryLockedError
 
 __all__ = ["LOCK_FILE", "WriterLock"]
 
@@ -28,8 +28,8 @@ class WriterLock:
         """Become the only writer of the gallery in ``folder``, at once or not at all.
 
         Raises:
-            GalleryError: another process is, which the message names with its command; or the
-                folder cannot be written to.
+            GalleryLockedError: another process is, which the message names with its command.
+            GalleryError: the folder cannot be written to.
         """
         path = folder / LOCK_FILE
         while True:
@@ -76,7 +76,7 @@ def _claim(folder: Path, file: IO[bytes]) -> None:
     except BlockingIOError:
         file.seek(0)
         owner = file.read().decode(errors="replace").strip() or "another process"
-        raise GalleryError(
+        raise GalleryLockedError(
             f"gallery {folder} is being changed by {owner}: wait until it is done, or stop it."
         ) from None
     file.truncate(0)

@@ -1,11 +1,12 @@
 """Retrieval metrics: recall@K, R-precision, MAP@R and NMI. Arrays in, numbers out.
 
 The one home of their definitions. Either every item is a query and all others are its gallery
-(leave-one-out), or some items are queries and the rest is the gallery of them all. The gallery is
-ranked by Euclidean distance (for unit rows the order of cosine similarity), nearest first, ties by
-index, lowest first; in leave-one-out the query is left out by its index, not by its distance. Right
-answers are the items of the query's class. A query whose gallery has no item of its class cannot be
-answered: it is left out of the means and counted as skipped. It stays in the gallery of the others.
+(leave-one-out), or some items are queries and some the gallery of them all, apart or not. The
+gallery is ranked by Euclidean distance (for unit rows the order of cosine similarity), nearest
+first, ties by index, lowest first; a query that is in the gallery is left out by its index, not by
+its distance. Right answers are the other items of the query's class. A query whose gallery has none
+cannot be answered: it is left out of the means and counted as skipped. It stays in the gallery of
+the others.
 
 The order is exact: that of float64 sums Σ(x − y)². Nothing here knows where embeddings come from
 or where figures go.
@@ -13,8 +14,9 @@ or where figures go.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import faiss
@@ -25,8 +27,13 @@ from index.errors import InvalidArgumentError
 
 __all__ = [
     "MAX_K",
+    "Progress",
+    "QueryFigures",
+    "Ranking",
     "RetrievalMetrics",
+    "clustering_nmi",
     "evaluate",
+    "judge",
     "nearest",
     "normalized_mutual_information",
     "score",
@@ -53,6 +60,47 @@ class RetrievalMetrics:
     skipped: int  #: queries left out, as their gallery has no item of their class
 
 
+@dataclass(frozen=True, kw_only=True)
+class QueryFigures:
+    """How each query did that has a right answer, in the order of the queries."""
+
+    ks: tuple[int, ...]  #: ascending
+    rows: NDArray[np.int64]  #: [q], which row each query is, ascending
+    answers: NDArray[np.int64]  #: [q], R: right answers in its gallery
+    first: NDArray[
+        np.int64
+    ]  #: [q], rank of the first right one, from 1; 0 if beyond what was ranked
+    r_precision: NDArray[np.float64]  #: [q]
+    average_precision: NDArray[np.float64]  #: [q], at R
+    skipped: int  #: queries left out, as their gallery has no item of their class
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def hits(self) -> NDArray[np.bool_]:
+        """Whether a right answer is among the first K, bool [q, len(ks)]."""
+        return (self.first[:, None] > 0) & (self.first[:, None] <= np.asarray(self.ks))
+
+    def means(self, nmi: float | None = None) -> RetrievalMetrics:
+        """The figures over all queries, of which there is at least one."""
+        return RetrievalMetrics(
+            recall=dict(zip(self.ks, self.hits.mean(0).tolist(), strict=True)),
+            r_precision=float(self.r_precision.mean()),
+            map_at_r=float(self.average_precision.mean()),
+            nmi=nmi,
+            queries=len(self),
+            skipped=self.skipped,
+        )
+
+
+#: Ranks the neighbours of rows: depths [n] → blocks of rows and neighbours, as ``nearest`` does.
+Ranking = Callable[[NDArray[np.int64]], Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]]
+
+#: Told how many of how many queries are done; what it raises stops the work.
+Progress = Callable[[int, int], None]
+
+
 def evaluate(
     embeddings: NDArray[Any],
     labels: ArrayLike,
@@ -61,6 +109,7 @@ def evaluate(
     clustering: bool = False,
     seed: int = 0,
     queries: NDArray[np.bool_] | None = None,
+    gallery: NDArray[np.bool_] | None = None,
 ) -> RetrievalMetrics:
     """Judge embeddings by how well each of them finds the others of its class.
 
@@ -69,58 +118,94 @@ def evaluate(
         labels: integers or strings [n].
         ks: the K of recall@K, each in 1 … ``MAX_K``; beyond the gallery's size, all of it counts.
         clustering: also cluster the embeddings by k-means, into as many clusters as there are
-            classes, and report the NMI of clusters and classes; queries and gallery take part.
+            classes, and report the NMI of clusters and classes; all n items take part.
         seed: of the k-means.
-        queries: bool [n], the items that are queries; the others are the gallery that all of them
-            are looked up in. None: every item is a query to all others.
+        queries: bool [n], the items that are queries. None: every item is.
+        gallery: bool [n], the items that all queries are looked up in; a query that is among them
+            is left out of its own results. None: the items that are no queries or, if all are, all.
 
     Raises:
         InvalidArgumentError: other shapes, dtypes or ranges; NaN or infinity; no query or no
             gallery; no query with a right answer.
     """
     embeddings = _checked_embeddings(embeddings)
-    classes = _checked_labels(labels, len(embeddings))
-    ks = _checked_ks(ks)
-    queries = _checked_queries(queries, len(embeddings))
-    counts = _count_answers(classes, queries)
-    answered = int(np.count_nonzero(counts))
-    asked = len(classes) if queries is None else int(np.count_nonzero(queries))
-    if answered == 0 and queries is None:
-        raise InvalidArgumentError(
-            f"each of the {asked} items is alone in its class, so no query has a right answer. "
-            "Give at least two items the same label."
-        )
-    if answered == 0:
-        raise InvalidArgumentError(
-            f"none of the {asked} queries has an item of its class in the gallery of "
-            f"{len(classes) - asked}, so no query has a right answer. Check that the labels of "
-            "both are written alike."
-        )
+    queries, gallery = _checked_sides(queries, gallery, len(embeddings))
+    ranking = partial(nearest, embeddings, gallery=gallery)
+    figures = judge(ranking, labels, ks=ks, queries=queries, gallery=gallery)
+    return figures.means(clustering_nmi(embeddings, labels, seed=seed) if clustering else None)
 
-    scores = []
+
+def judge(
+    ranking: Ranking,
+    labels: ArrayLike,
+    *,
+    ks: Sequence[int],
+    queries: NDArray[np.bool_],
+    gallery: NDArray[np.bool_],
+    progress: Progress | None = None,
+) -> QueryFigures:
+    """Judge rankings, whoever made them, query by query.
+
+    Args:
+        ranking: gives for depths [n] what ``nearest`` gives, among the rows of ``gallery``.
+        labels: integers or strings [n].
+        ks: the K of recall@K, each in 1 … ``MAX_K``.
+        queries: bool [n], the items that are queries.
+        gallery: bool [n], the items that all queries are looked up in.
+        progress: told after each block of queries.
+
+    Raises:
+        InvalidArgumentError: wrong labels or K; no query with a right answer.
+    """
+    classes = _checked_labels(labels, len(queries))
+    ks = _checked_ks(ks)
+    counts = _count_answers(classes, queries, gallery)
+    answered, asked = int(np.count_nonzero(counts)), int(np.count_nonzero(queries))
     depths = np.where(counts > 0, np.maximum(counts, max(ks)), 0)
-    for rows, neighbours in nearest(embeddings, depths, queries=queries):
+
+    scores, done = [], 0
+    for rows, neighbours in ranking(depths):
         relevant = classes[neighbours] == classes[rows, None]
-        scores.append(score(relevant, counts[rows], ks))
-    hits, r_precision, average_precision = (
+        scores.append((rows, *score(relevant, counts[rows])))
+        done += len(rows)
+        if progress is not None:
+            progress(done, answered)
+    rows, first, r_precision, average_precision = (
         np.concatenate(parts) for parts in zip(*scores, strict=True)
     )
-    nmi = None
-    if clustering:
-        nmi = normalized_mutual_information(classes, _cluster(embeddings, classes.max() + 1, seed))
-    return RetrievalMetrics(
-        recall=dict(zip(ks, hits.mean(0).tolist(), strict=True)),
-        r_precision=float(r_precision.mean()),
-        map_at_r=float(average_precision.mean()),
-        nmi=nmi,
-        queries=answered,
+    order = np.argsort(rows)
+    return QueryFigures(
+        ks=tuple(ks),
+        rows=rows[order],
+        answers=counts[rows[order]],
+        first=first[order],
+        r_precision=r_precision[order],
+        average_precision=average_precision[order],
         skipped=asked - answered,
     )
 
 
+def clustering_nmi(embeddings: NDArray[Any], labels: ArrayLike, *, seed: int = 0) -> float:
+    """NMI of the classes and a k-means clustering into as many clusters as there are classes.
+
+    Args:
+        embeddings: numbers [n, d], finite, n >= 2.
+        labels: integers or strings [n].
+        seed: of the k-means.
+
+    Raises:
+        InvalidArgumentError: other shapes or dtypes; NaN or infinity.
+    """
+    embeddings = _checked_embeddings(embeddings)
+    classes = _checked_labels(labels, len(embeddings))
+    return normalized_mutual_information(
+        classes, _cluster(embeddings, int(classes.max()) + 1, seed)
+    )
+
+
 def score(
-    relevant: NDArray[np.bool_], counts: NDArray[np.integer], ks: Sequence[int]
-) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    relevant: NDArray[np.bool_], counts: NDArray[np.integer]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """Score rankings, given as right and wrong answers.
 
     For a query with R right answers in the whole gallery, and P(i) the share of right ones among
@@ -130,33 +215,29 @@ def score(
 
     Args:
         relevant: [q, m], whether the answer is right, nearest first; m reaches up to the largest
-            of ``ks`` and ``counts``, or to the end of the gallery.
+            of ``counts`` and of the K that matter, or to the end of the gallery.
         counts: [q], R of each query, >= 1.
-        ks: the K of recall@K.
 
     Returns:
-        For each query: whether there is a right answer among the first K (bool [q, len(ks)]),
-        R-precision, and average precision at R (float64 [q] both).
+        For each query: the rank of its first right answer (int64 [q], from 1; 0 if there is none
+        among the m), R-precision, and average precision at R (float64 [q] both).
     """
-    never = np.iinfo(np.int64).max
-    first = np.where(relevant.any(1), relevant.argmax(1), never)
-    hits = first[:, None] < np.asarray(ks)
-
+    first = np.where(relevant.any(1), relevant.argmax(1) + 1, 0)
     relevant = relevant[:, : counts.max()]
     ranks = np.arange(1, relevant.shape[1] + 1)
     right = relevant & (ranks <= counts[:, None])
     precision = right.cumsum(1) / ranks
     average_precision = np.einsum("qm,qm->q", precision, right) / counts
-    return hits, right.sum(1) / counts, average_precision
+    return first, right.sum(1) / counts, average_precision
 
 
 def nearest(
     embeddings: NDArray[Any],
     depths: NDArray[np.integer],
     *,
-    queries: NDArray[np.bool_] | None = None,
+    gallery: NDArray[np.bool_] | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Rank the neighbours of rows among all other rows, or of queries among the rest, exactly.
+    """Rank the neighbours of rows among all other rows, or those of a gallery, exactly.
 
     Keys of the gallery come from one float64 matrix product per block of queries. Rounding may swap
     those that are closer than a tolerance (see ``_Gallery.nearest``); only they are compared again,
@@ -165,29 +246,30 @@ def nearest(
     Args:
         embeddings: numbers [n, d], finite, n >= 2.
         depths: [n], how many neighbours each row wants; rows with 0 ask for none.
-        queries: bool [n], the rows that are queries to all others; rows of the gallery must have
-            depth 0. None: each row is a query to all other rows.
+        gallery: bool [n], the rows that are neighbours to all others. None: all.
 
     Yields:
         A block of rows, int64 [q], and their neighbours, int64 [q, m], nearest first, ties by
-        index; m is the largest depth in the block, or the size of the gallery if that is less. Each
-        row with a depth above 0 is in one block; deepest rows come first, so that depths in a block
-        are alike.
+        index, a row never its own; m is the largest depth in the block, or all there are if that is
+        less. Each row with a depth above 0 is in one block: first those in the gallery, then those
+        that are not; of either, deepest rows come first, so that depths in a block are alike.
     """
     n, d = embeddings.shape
-    items = np.arange(n) if queries is None else np.flatnonzero(~queries)
-    gallery = _Gallery.of(embeddings, items)
-    most = n - 1 if queries is None else len(items)
-    u = len(gallery.vectors)
-    order = np.argsort(-depths, kind="stable")[: np.count_nonzero(depths)]
-    start = 0
-    while start < len(order):
-        m = min(int(depths[order[start]]), most)
-        # Keys and the copy that is partitioned; neighbours and what their scoring takes; queries
-        row_bytes = 16 * u + 48 * m + 16 * d
-        rows = order[start : start + max(1, BLOCK_BYTES // row_bytes)]
-        yield rows, gallery.nearest(rows, m)
-        start += len(rows)
+    inside = np.ones(n, np.bool_) if gallery is None else gallery
+    searched = _Gallery.of(embeddings, np.flatnonzero(inside))
+    u = len(searched.vectors)
+    for among in (True, False):
+        asked = np.flatnonzero((depths > 0) & (inside == among))
+        order = asked[np.argsort(-depths[asked], kind="stable")]
+        most = len(searched.items) - among
+        start = 0
+        while start < len(order):
+            m = min(int(depths[order[start]]), most)
+            # Keys and a copy to partition; neighbours and what their scoring takes; queries
+            row_bytes = 16 * u + 48 * m + 16 * d
+            rows = order[start : start + max(1, BLOCK_BYTES // row_bytes)]
+            yield rows, searched.nearest(rows, m)
+            start += len(rows)
 
 
 @dataclass(frozen=True)
@@ -352,33 +434,57 @@ def _checked_labels(labels: ArrayLike, n: int) -> NDArray[np.int64]:
     return np.unique(labels, return_inverse=True)[1]
 
 
-def _checked_queries(queries: NDArray[np.bool_] | None, n: int) -> NDArray[np.bool_] | None:
-    if queries is None:
-        return None
-    queries = np.asarray(queries)
-    if queries.dtype != np.bool_ or queries.shape != (n,):
+def _checked_sides(
+    queries: NDArray[np.bool_] | None, gallery: NDArray[np.bool_] | None, n: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Check which items are queries and which the gallery; see ``evaluate`` for None."""
+    queries_given = queries is not None
+    queries = np.ones(n, np.bool_) if queries is None else _checked_mask("queries", queries, n)
+    if gallery is not None:
+        gallery = _checked_mask("gallery", gallery, n)
+    else:
+        gallery = ~queries if queries_given else queries
+    if not queries.any() or not gallery.any():
         raise InvalidArgumentError(
-            f"queries are {queries.dtype} {list(queries.shape)}: expected bool [{n}], true for the "
-            "items that are queries."
+            f"{np.count_nonzero(queries)} of {n} items are queries and "
+            f"{np.count_nonzero(gallery)} the gallery: there must be some of both. Leave queries "
+            "away to look up each item among all others."
         )
-    if queries.all() or not queries.any():
-        count = int(np.count_nonzero(queries))
+    return queries, gallery
+
+
+def _checked_mask(name: str, mask: NDArray[np.bool_], n: int) -> NDArray[np.bool_]:
+    mask = np.asarray(mask)
+    if mask.dtype != np.bool_ or mask.shape != (n,):
         raise InvalidArgumentError(
-            f"{count} of {n} items are queries and {n - count} the gallery: there must be some of "
-            "both. Leave queries away to look up each item among all others."
+            f"{name} are {mask.dtype} {list(mask.shape)}: expected bool [{n}], true for the items "
+            f"that are {name}."
         )
-    return queries
+    return mask
 
 
 def _count_answers(
-    classes: NDArray[np.int64], queries: NDArray[np.bool_] | None
+    classes: NDArray[np.int64], queries: NDArray[np.bool_], gallery: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """How many right answers each item has, int64 [n]; 0 for items that are no queries."""
-    if queries is None:
-        counts: NDArray[np.int64] = np.bincount(classes)[classes] - 1
+    """How many right answers each item has, int64 [n]; 0 for items that are no queries.
+
+    Raises:
+        InvalidArgumentError: no query has any.
+    """
+    in_gallery = np.bincount(classes[gallery], minlength=int(classes.max()) + 1)
+    counts = np.where(queries, in_gallery[classes] - gallery, 0)
+    if counts.any():
         return counts
-    in_gallery = np.bincount(classes[~queries], minlength=classes.max() + 1)
-    return np.where(queries, in_gallery[classes], 0)
+    if queries.all() and gallery.all():
+        raise InvalidArgumentError(
+            f"each of the {len(classes)} items is alone in its class, so no query has a right "
+            "answer. Give at least two items the same label."
+        )
+    raise InvalidArgumentError(
+        f"none of the {np.count_nonzero(queries)} queries has another item of its class in the "
+        f"gallery of {np.count_nonzero(gallery)}, so no query has a right answer. Check that the "
+        "labels of both are written alike."
+    )
 
 
 def _checked_ks(ks: Sequence[int]) -> list[int]:

@@ -27,6 +27,7 @@ from index.catalog import Catalog, Item
 from index.errors import GalleryError, ImageError, InvalidArgumentError
 from index.files import sha256_bytes, sync_folder
 from index.gallery import MODEL_FOLDER, Gallery
+from index.kept_photos import link_photos
 from index.lock import WriterLock
 from index.model import Model
 from index.parallel import check_workers, in_order
@@ -249,6 +250,7 @@ def _assemble(
     finally:
         copy.close()
     model.copy_to(fresh / MODEL_FOLDER)
+    link_photos(catalog.path.parent, fresh)
     with Gallery.open(fresh, writable=True) as gallery:
         gallery.rebuild(progress=building)
         items = len(gallery)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from index.errors import InvalidArgumentError, ModelError
 from index.files import replace_folder, sha256_bytes, sha256_file
-from index.images import ResizeMode, decode, resize
+from index.images import MAX_PIXELS, ResizeMode, decode, resize
 from index.runtimes import (
     Precision,
     Runtime,
@@ -170,6 +170,8 @@ class Model:
         self.card = card
         self.runtime = runtime
         self.precision = precision
+        #: Photos with more pixels are refused by ``prepare``.
+        self.max_pixels = MAX_PIXELS
         self._session = session
 
     @classmethod
@@ -237,7 +239,7 @@ class Model:
             ImageError: see ``index.images.decode``.
         """
         card = self.card
-        image = decode(source, at_least=(card.height, card.width))
+        image = decode(source, at_least=(card.height, card.width), max_pixels=self.max_pixels)
         return np.ascontiguousarray(
             resize(image, card.height, card.width, card.resize).transpose(2, 0, 1)
         )

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from service.errors import OverloadedError
+from service.metrics import queue_length
 
 __all__ = ["WorkerPool"]
 
@@ -33,6 +34,7 @@ class WorkerPool:
             queue_limit: calls that may wait beyond those.
         """
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix=name)
+        self._length = queue_length(name)
         self._places = threading.BoundedSemaphore(workers + queue_limit)
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -45,10 +47,15 @@ class WorkerPool:
             raise OverloadedError(
                 "the service has more requests than it can take: try again in a second."
             )
+        self._length.inc()
         future = self._executor.submit(call, *args, **kwargs)
-        # Fires when the thread is done with it, however long after the caller has gone.
-        future.add_done_callback(lambda _: self._places.release())
+        future.add_done_callback(self._leave)
         return await asyncio.wrap_future(future)
+
+    def _leave(self, _: Future[T]) -> None:
+        """Called when a thread is done with a call, however long after the caller has gone."""
+        self._length.dec()
+        self._places.release()
 
     def close(self) -> None:
         """Drop what waits and return when what runs is done."""

@@ -19,8 +19,9 @@ COMMANDS = {
     "report": ("training.report.command:report", "Show a run as a page, or compare runs."),
     "data": ("training.commands:data", "Make and look at data sets."),
     "index": ("index.commands:index", "Build and change a gallery."),
-    "search": ("index.commands:search", "Find the items nearest to a photo."),
+    "search": ("service.client_commands:search", "Find the items nearest to a photo."),
     "evaluate": ("index.commands:evaluate", "Measure recall@K of a gallery."),
+    "keys": ("service.key_commands:keys", "Make access keys for the service."),
     "serve": ("service.commands:serve", "Serve a gallery over HTTP, with a page."),
 }
 

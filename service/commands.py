@@ -21,61 +21,74 @@ PORTS_TRIED = 100
 #: Connections the system holds while all workers are busy or the gallery is being opened.
 BACKLOG = 2048
 
-#: Seconds a silent connection is kept, and seconds that running requests have at the end.
-KEEP_ALIVE_S = 15
-GRACE_S = 10
-
 
 @click.command()
 @click.option("--gallery", type=click.Path(path_type=Path), help="The gallery folder.")
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port; 0 is any.  [default: 8000]")
 @click.option("--next-port", is_flag=True, help="If the port is taken, use the next free one.")
-@click.option("--workers", type=click.IntRange(min=1), help="Search threads.  [default: cores]")
-@click.option("--insecure", is_flag=True, default=None, help="Allow a host others can reach.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes that search.  [default: 1]")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Search threads of each.  [default: the cores]"
+)
+@click.option(
+    "--keys-file",
+    type=click.Path(path_type=Path),
+    help="Access keys, made by `dscl keys new --file`; without any, this machine alone is served.",
+)
+@click.option("--insecure", is_flag=True, default=None, help="Serve other machines without keys.")
+@click.option("--read-only", is_flag=True, default=None, help="Never change the gallery.")
 @click.option("--access-log", is_flag=True, default=None, help="Log every request.")
 def serve(next_port: bool, **given: object) -> None:
     """Serve a gallery over HTTP, with a page to search by photo.
 
     Each option, and each setting it prints, can also come from the environment: DSCL_GALLERY,
-    DSCL_PORT, DSCL_MAX_UPLOAD_BYTES, …
+    DSCL_PORT, DSCL_MAX_UPLOAD_BYTES, … SIGHUP serves the gallery that is in the folder's place
+    now; Ctrl-C and SIGTERM let requests end.
     """
     settings = _settings({name: value for name, value in given.items() if value is not None})
     listener = listen(settings.host, settings.port, next_port=next_port)
+    url = _url(listener)
+    _print_settings(settings, url)
+    serve_one = _serve_in_one_process if settings.workers == 1 else _serve_in_several
+    serve_one(settings, listener, url)
+
+
+def _serve_in_one_process(settings: Settings, listener: socket.socket, url: str) -> None:
     # Not at the top of the module: `dscl serve --help` should not wait for them.
-    import uvicorn
-
+    from index.memory import return_freed_memory
     from service.app import create_app
+    from service.server import Server
 
-    app = create_app(settings)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            loop="uvloop",
-            http="httptools",
-            log_level="info" if settings.access_log else "warning",
-            access_log=settings.access_log,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=GRACE_S,
-        )
-    )
-    opened: Future[Gallery] = app.state.engine.opened
+    return_freed_memory()
+    server = Server(create_app(settings), settings)
+    engine = server.engine
 
     def when_opened(opened: Future[Gallery]) -> None:
         if opened.exception() is None:
-            _print_ready(opened.result(), _url(listener))
+            gallery = opened.result()
+            card = gallery.model.card
+            _print_ready(url, len(gallery), card.name, card.sha256)
         else:
             server.should_exit = True
 
-    opened.add_done_callback(when_opened)
-    _print_settings(settings, _url(listener))
+    engine.opened.add_done_callback(when_opened)
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:
         click.echo("Stopped.")
-    if opened.done() and (error := opened.exception()) is not None:
+    if engine.opened.done() and (error := engine.opened.exception()) is not None:
         raise error
+
+
+def _serve_in_several(settings: Settings, listener: socket.socket, url: str) -> None:
+    from service.supervisor import Ready, supervise
+
+    def when_ready(ready: Ready) -> None:
+        _print_ready(url, ready.items, ready.model_name, ready.model_sha256)
+
+    supervise(settings, listener, when_ready)
+    click.echo("Stopped.")
 
 
 def listen(host: str, port: int, *, next_port: bool) -> socket.socket:
@@ -134,13 +147,12 @@ def _url(listener: socket.socket) -> str:
 
 def _print_settings(settings: Settings, url: str) -> None:
     click.echo(f"{url}: opening the gallery")
-    for name, value in settings.model_dump().items():
-        click.echo(f"  {name:<16} {value}")
+    shown = settings.model_dump(exclude={"role", "state_folder"})
+    for name, value in shown.items():
+        click.echo(f"  {name:<18} {value}")
 
 
-def _print_ready(gallery: Gallery, url: str) -> None:
-    card = gallery.model.card
+def _print_ready(url: str, items: int, model: str, sha256: str) -> None:
     click.echo(
-        f"Ready at {url}: {len(gallery):,} items, model {card.name} ({card.sha256[:12]}…), "
-        f"interface at {url}/docs"
+        f"Ready at {url}: {items:,} items, model {model} ({sha256[:12]}…), interface at {url}/docs"
     )

@@ -2,137 +2,317 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from index import Evaluation, Gallery, Item
-from index.errors import ItemNotFoundError
+from index import Gallery
+from index.errors import DsclError
 from service.batching import WorkerPool
 from service.errors import NotReadyError
+from service.jobs import Jobs, JobsFolderError
+from service.photo_store import PhotoStore
+from service.served import RetiredError, Served
 from service.settings import Settings
+from service.writer import Writer
 
-__all__ = ["Engine", "Neighbour", "TimedEvaluation"]
+__all__ = ["Engine", "GalleryReadOnlyError", "ReloadRefusedError", "Reloaded"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Times a search starts over because a writer removed one of its results meanwhile.
-SEARCH_RETRIES = 3
+logger = logging.getLogger(__name__)
+
+
+class GalleryReadOnlyError(DsclError):
+    """A change was asked of a service that may not change its gallery."""
+
+    code = "gallery_read_only"
+
+
+class ReloadRefusedError(DsclError):
+    """A gallery that cannot take the place of the one that is served; that one goes on."""
+
+    code = "reload_refused"
 
 
 @dataclass(frozen=True)
-class Neighbour:
-    """An item near a query. ``score`` is their cosine similarity in [−1, 1]."""
+class Reloaded:
+    """What a reload did."""
 
-    item: Item
-    score: float
-
-
-@dataclass(frozen=True)
-class TimedEvaluation:
-    """An evaluation and the milliseconds it took."""
-
-    evaluation: Evaluation
-    took_ms: float
+    gallery: Path
+    changed: bool  #: False where the gallery there is the one that was served already
+    items: int
+    model_name: str
+    model_sha256: str
+    previous_model_sha256: str
+    seconds: float
 
 
 class Engine:
-    """One gallery, served.
+    """One gallery, served; another can take its place while requests go on.
 
-    Photos, catalog reads and evaluations have threads of their own, so that neither a queue of
-    photos nor a long evaluation holds up the pictures of a result page.
+    Photos, catalog reads, changes and evaluations have threads of their own, so that neither a
+    queue of photos nor a long evaluation holds up the pictures of a result page.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, *, announce: Callable[[Path], None] | None = None
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            settings: of the service.
+            announce: called after a reload with the gallery that is served now, for the other
+                processes of the service.
+        """
         self.settings = settings
-        #: The gallery, or why it cannot be opened.
+        self._announce = announce
+        #: The gallery first opened, or why it cannot be.
         self.opened: Future[Gallery] = Future()
+        self._served: Served | None = None
+        self._writer: Writer | None = None  # None where nothing may be changed
+        self._jobs: Jobs | None = None
         self._photos = WorkerPool(
-            "photo", workers=settings.workers, queue_limit=settings.queue_limit
+            "photo", workers=settings.threads, queue_limit=settings.queue_limit
         )
         self._reads = WorkerPool("read", workers=2, queue_limit=1000)
+        # One after another: there is one writer.
+        self._writes = WorkerPool("write", workers=1, queue_limit=settings.queue_limit)
         self._evaluations = WorkerPool("evaluate", workers=1, queue_limit=8)
+        self._reloads = WorkerPool("reload", workers=1, queue_limit=8)
 
     async def open(self) -> None:
         """Open the gallery and warm the model up; ``opened`` tells how it went."""
         try:
-            self.opened.set_result(await self._reads.run(self._open))
+            gallery = await self._reads.run(self._open_first)
         except Exception as error:
             self.opened.set_exception(error)
+        else:
+            self.opened.set_result(gallery)
 
     def close(self) -> None:
-        """Stop the threads and close the gallery."""
-        for pool in (self._photos, self._reads, self._evaluations):
+        """Stop the jobs and the threads, and close the gallery."""
+        if self._jobs is not None:
+            self._jobs.close()
+        for pool in (self._photos, self._reads, self._writes, self._evaluations, self._reloads):
             pool.close()
-        if self.opened.done() and self.opened.exception() is None:
-            self.opened.result().close()
+        if self._writer is not None:
+            self._writer.close()
+        if self._served is not None:
+            self._served.retire()
 
     @property
     def gallery(self) -> Gallery:
-        """The open gallery.
+        """The open gallery. Work on it under a ``lease``, or it may be closed meanwhile.
 
         Raises:
             NotReadyError: it is not open yet.
             DsclError: it could not be opened.
         """
-        if not self.opened.done():
-            raise NotReadyError("the gallery is being opened: try again in a second.")
-        return self.opened.result()
+        return self._now().gallery
 
-    async def search(self, photo: bytes, k: int) -> list[Neighbour]:
-        """The k items nearest to an encoded photo, nearest first, ties by id.
+    @property
+    def jobs(self) -> Jobs:
+        """The jobs of the open gallery. Raises as ``gallery``."""
+        self._now()
+        assert self._jobs is not None  # set before the gallery is
+        return self._jobs
+
+    @contextmanager
+    def lease(self) -> Iterator[Gallery]:
+        """The gallery, which stays open meanwhile. Raises as ``gallery``."""
+        with ExitStack() as held:
+            gallery = None
+            while gallery is None:
+                try:
+                    gallery = held.enter_context(self._now().lease())
+                except RetiredError:
+                    continue  # replaced between the two calls
+            yield gallery
+
+    @contextmanager
+    def changing(self) -> Iterator[Gallery]:
+        """The gallery, open for changes.
 
         Raises:
-            ImageError: the photo cannot be used.
-            OverloadedError: too many photos wait already.
+            GalleryReadOnlyError: this service does not change its gallery.
+            GalleryLockedError: another process does so now.
+            NotReadyError, DsclError: as ``gallery``.
         """
-        return await self._photos.run(_search, self.gallery, photo, k)
+        self._now()
+        if self._writer is None:
+            raise GalleryReadOnlyError(
+                "this service only reads its gallery: ask one that was started without --read-only."
+            )
+        with self._writer.lease() as gallery:
+            yield gallery
 
-    async def evaluate(self, ks: Sequence[int]) -> TimedEvaluation:
-        """recall@K of the gallery as it is now, for each K of ``ks``.
+    async def photo(
+        self, call: Callable[Concatenate[Gallery, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """``call(gallery, …)`` on one of the threads that decode, embed and search.
 
         Raises:
-            InvalidArgumentError: no two items share a label.
-            OverloadedError: too many evaluations wait already.
+            OverloadedError: too many photos wait already. So in the methods below.
         """
-        return await self._evaluations.run(_evaluate, self.gallery, ks)
+        return await self._on(self._photos, call, *args, **kwargs)
 
     async def read(
         self, call: Callable[Concatenate[Gallery, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """``call(gallery, …)`` on a thread for short reads of catalog and files."""
-        return await self._reads.run(call, self.gallery, *args, **kwargs)
+        return await self._on(self._reads, call, *args, **kwargs)
 
-    def _open(self) -> Gallery:
-        gallery = Gallery.open(self.settings.gallery)
-        card = gallery.model.card
-        gallery.model.embed(np.zeros((1, 3, card.height, card.width), np.uint8))
+    async def write(
+        self, call: Callable[Concatenate[Gallery, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """``call(gallery, …)`` on the thread for changes, with the gallery open for them.
+
+        Raises:
+            DsclError: as ``changing``.
+        """
+        self._now()
+
+        def changing() -> T:
+            with self.changing() as gallery:
+                return call(gallery, *args, **kwargs)
+
+        return await self._writes.run(changing)
+
+    async def evaluate(
+        self, call: Callable[Concatenate[Gallery, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """``call(gallery, …)`` on the thread for evaluations, which run one after another."""
+        return await self._on(self._evaluations, call, *args, **kwargs)
+
+    async def reload(self, path: Path | None = None, *, announce: bool = True) -> Reloaded:
+        """Serve another gallery, or the one that has taken its place in the same folder.
+
+        It is opened and warmed up beside the one that serves; requests under way end on the old
+        one, which is closed after the last of them.
+
+        Args:
+            path: the gallery's folder; default: where the present one is.
+            announce: tell the other processes of the service.
+
+        Raises:
+            ReloadRefusedError: it cannot be opened, or jobs are running; the old one goes on.
+            NotReadyError: nothing is open yet.
+        """
+        self._now()
+        done = await self._reloads.run(self._reload, path)
+        if announce and done.changed and self._announce is not None:
+            self._announce(done.gallery)
+        return done
+
+    def end_watching(self) -> None:
+        """End the streams that tell of jobs: a service that stops would wait for them."""
+        if self._jobs is not None:
+            self._jobs.end_watching()
+
+    # Inside
+
+    def _now(self) -> Served:
+        if self._served is None:
+            if not self.opened.done():
+                raise NotReadyError("the gallery is being opened: try again in a second.")
+            self.opened.result()  # raises why not
+            raise NotReadyError("the service is stopping: ask another, or try again later.")
+        return self._served
+
+    async def _on(
+        self,
+        pool: WorkerPool,
+        call: Callable[Concatenate[Gallery, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        self._now()  # refuse before the queue, not after it
+
+        def leased() -> T:
+            with self.lease() as gallery:
+                return call(gallery, *args, **kwargs)
+
+        return await pool.run(leased)
+
+    def _open_first(self) -> Gallery:
+        gallery = self._open(self.settings.gallery)
+        self._take_up(gallery)
         return gallery
 
+    def _open(self, path: Path) -> Gallery:
+        """A gallery that is ready to search."""
+        gallery = Gallery.open(path, runtime=self.settings.runtime)
+        try:
+            gallery.model.max_pixels = self.settings.max_pixels
+            card = gallery.model.card
+            gallery.model.embed(np.zeros((1, 3, card.height, card.width), np.uint8))
+        except BaseException:
+            gallery.close()
+            raise
+        return gallery
 
-def _search(gallery: Gallery, photo: bytes, k: int) -> list[Neighbour]:
-    query = gallery.model.embed(gallery.model.prepare(photo)[None])
-    for _ in range(SEARCH_RETRIES):
-        # A writer may remove a result between the search and the look into the catalog.
-        with suppress(ItemNotFoundError):
-            return _neighbours(gallery, query, k)
-    return _neighbours(gallery, query, k)
+    def _take_up(self, gallery: Gallery) -> None:
+        """Make ``gallery`` the one that is served."""
+        path = gallery.path
+        swept = False
+
+        def open_to_change() -> Gallery:
+            nonlocal swept
+            writable = Gallery.open(path, writable=True, runtime=self.settings.runtime)
+            if not swept:
+                PhotoStore.of(writable).sweep(writable)
+                swept = True
+            return writable
+
+        self._writer = Writer(open_to_change) if self.settings.writes else None
+        folder = path / "jobs"
+        try:
+            self._jobs = Jobs(folder if self.settings.writes else None)
+        except JobsFolderError as error:
+            logger.warning("%s Jobs are kept in memory.", error)
+            self._jobs = Jobs(None)
+        self._served = Served(gallery)
+
+    def _reload(self, path: Path | None) -> Reloaded:
+        began = time.monotonic()
+        before = self._now()
+        old = before.gallery
+        path = old.path if path is None else path
+        if old.is_at(path):
+            return _told(old, old.model.sha256, changed=False, seconds=0.0)
+        if self.jobs.busy:
+            raise ReloadRefusedError(
+                "jobs are running on the gallery that is served: wait for them, or cancel them."
+            )
+        try:
+            gallery = self._open(path)
+        except DsclError as error:
+            raise ReloadRefusedError(f"{error} The gallery that is served goes on.") from error
+        self.jobs.close()
+        writer = self._writer
+        self._take_up(gallery)
+        before.retire()
+        if writer is not None:
+            writer.close()
+        return _told(gallery, old.model.sha256, changed=True, seconds=time.monotonic() - began)
 
 
-def _neighbours(gallery: Gallery, query: NDArray[np.float32], k: int) -> list[Neighbour]:
-    ids, scores = gallery.search(query, k)
-    items = gallery.get(ids[0].tolist())
-    return [Neighbour(item, score) for item, score in zip(items, scores[0].tolist(), strict=True)]
-
-
-def _evaluate(gallery: Gallery, ks: Sequence[int]) -> TimedEvaluation:
-    start = time.perf_counter()
-    evaluation = gallery.evaluate(ks)
-    return TimedEvaluation(evaluation, (time.perf_counter() - start) * 1000)
+def _told(gallery: Gallery, previous: str, *, changed: bool, seconds: float) -> Reloaded:
+    return Reloaded(
+        gallery=gallery.path,
+        changed=changed,
+        items=len(gallery),
+        model_name=gallery.model.card.name,
+        model_sha256=gallery.model.sha256,
+        previous_model_sha256=previous,
+        seconds=round(seconds, 3),
+    )

@@ -1,124 +1,233 @@
-"""``/items``: what the gallery holds, and its photos."""
+"""``/items``: what the gallery holds, and changes to it. Their photos are in ``photos``."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any, BinaryIO
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, File, Form, Query, Response, UploadFile
 from fastapi import Path as PathParameter
-from fastapi.responses import FileResponse
+from pydantic import Json
 
-from index import Gallery
-from index.errors import ImageError
+from index import Gallery, Item
+from index.attributes import new_types
+from index.catalog import KEEP
+from service import changing
+from service.archives import Archive, ArchiveLimits, detached
+from service.bulk import add_archive
+from service.changing import Description
 from service.dependencies import EngineDep
+from service.engine import Engine
 from service.errors import problems
-from service.schemas import ItemPage, ItemResponse
+from service.jobs import Progress
+from service.routes.item_paths import MAX_INTEGER, ItemId, image_url, thumbnail_url
+from service.schemas import ItemChange, ItemPage, ItemResponse, Job
+from service.schemas.items import Attributes
+from service.security import require
+from service.where import WhereDep
+
+__all__ = ["ItemId", "item_response", "router"]
 
 router = APIRouter(prefix="/items", tags=["items"])
 
-#: Ids and offsets are SQLite integers.
-MAX_INTEGER = 2**63 - 1
+READ = [Depends(require("read"))]
+WRITE = [Depends(require("write"))]
 
-ItemId = Annotated[int, PathParameter(ge=1, le=MAX_INTEGER, description="The item's id.")]
+Sku = Annotated[str, PathParameter(min_length=1, description="Your own name for the item.")]
+PhotoFile = Annotated[
+    UploadFile, File(description="One still photo: JPEG, PNG, WebP, AVIF, BMP, TIFF or GIF.")
+]
+LabelField = Annotated[str | None, Form(description="Its class.", examples=["audi-a4-2011"])]
+SkuField = Annotated[
+    str | None, Form(description="Your own name for it, unique.", examples=["A4-2011-0042"])
+]
+AttributesField = Annotated[
+    Json[Attributes] | None,
+    Form(
+        description="A JSON object of strings, numbers, booleans and nulls.",
+        examples=['{"year": 2011, "colour": "red"}'],
+    ),
+]
 
 
-def image_url(request: Request, item_id: int) -> str:
-    """Where an item's photo is, as a path on this service."""
-    return str(request.app.url_path_for("item_image", item_id=item_id))
+def item_response(item: Item) -> ItemResponse:
+    """An item as the interface shows it."""
+    return ItemResponse.of(item, image_url=image_url(item.id), thumbnail_url=thumbnail_url(item.id))
 
 
-@router.get("", responses=problems(422, 503))
+@router.get("", operation_id="list_items", dependencies=READ, responses=problems(422, 503))
 async def list_items(
-    request: Request,
     engine: EngineDep,
+    where: WhereDep,
     offset: Annotated[int, Query(ge=0, le=MAX_INTEGER, description="Items to skip.")] = 0,
     limit: Annotated[int, Query(ge=1, le=500, description="Items to return.")] = 50,
 ) -> ItemPage:
-    """List the gallery, in the order of ids."""
-    total = await engine.read(len)
-    items = await engine.read(Gallery.items, offset=offset, limit=limit)
-    return ItemPage(
-        total=total,
-        offset=offset,
-        items=[ItemResponse.of(item, image_url(request, item.id)) for item in items],
-    )
+    """List the gallery, or the items that a filter matches, in the order of ids."""
+    total = await engine.read(Gallery.count, where)
+    items = await engine.read(Gallery.items, offset=offset, limit=limit, where=where)
+    return ItemPage(total=total, offset=offset, items=[item_response(item) for item in items])
 
 
-@router.get("/{item_id}", responses=problems(404, 422, 503))
-async def get_item(request: Request, engine: EngineDep, item_id: ItemId) -> ItemResponse:
-    """One item."""
-    [item] = await engine.read(Gallery.get, [item_id])
-    return ItemResponse.of(item, image_url(request, item.id))
+@router.post(
+    "",
+    status_code=201,
+    operation_id="add_item",
+    dependencies=WRITE,
+    responses=problems(409, 413, 415, 422, 503),
+)
+async def add_item(
+    response: Response,
+    engine: EngineDep,
+    file: PhotoFile,
+    label: LabelField = None,
+    attributes: AttributesField = None,
+    sku: SkuField = None,
+) -> ItemResponse:
+    """Add a photo. Searches find it as soon as this has answered, and it survives a crash.
+
+    With a `sku` a repeated request is refused (`duplicate_external_id`, 409), never doubled.
+
+    `curl -F file=@photo.jpg -F label=audi-a4 -F 'attributes={"year": 2011}' …/items`
+    """
+    photo = await engine.photo(changing.embed, await file.read())
+    item = await engine.write(changing.add, photo, Description(label, attributes or {}, sku))
+    return _created(response, item)
+
+
+@router.post(
+    "/bulk",
+    status_code=202,
+    operation_id="add_items",
+    dependencies=WRITE,
+    responses=problems(409, 413, 422, 503),
+)
+async def add_items(
+    response: Response,
+    engine: EngineDep,
+    file: Annotated[UploadFile, File(description="A zip of photos.")],
+) -> Job:
+    """Add the photos of a zip, as a job.
+
+    Their folders are their labels (`audi-a4/1.jpg` → `audi-a4`), unless there is an `items.csv` at
+    the top: a header with `path`, optionally `label` and `sku`, and attributes; then only what it
+    lists is added. Photos that cannot be read are skipped and listed in the job's result.
+
+    A job that was stopped goes on when the same zip is sent again: what is there already is not
+    added twice.
+
+    `cd photos && zip -qr ../photos.zip . && curl -F file=@../photos.zip …/items/bulk`
+    """
+    job = await engine.write(_start_bulk, engine, detached(file))
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return job
 
 
 @router.get(
-    "/{item_id}/image",
-    response_class=FileResponse,
+    "/by-sku/{sku:path}",
+    operation_id="get_item_by_sku",
+    dependencies=READ,
+    responses=problems(404, 422, 503),
+)
+async def get_item_by_sku(engine: EngineDep, sku: Sku) -> ItemResponse:
+    """The item with a `sku`."""
+    [item] = await engine.read(Gallery.get_external, [sku])
+    return item_response(item)
+
+
+@router.put(
+    "/by-sku/{sku:path}",
+    operation_id="put_item_by_sku",
+    dependencies=WRITE,
     responses={
-        200: {"content": {"image/*": {}}, "description": "The photo as it was indexed."},
-        304: {"description": "Unchanged since the `If-None-Match` given."},
-        **problems(404, 410, 422, 503),
+        201: {"model": ItemResponse, "description": "There was no item with this `sku`."},
+        **problems(409, 413, 415, 422, 503),
     },
 )
-async def item_image(request: Request, engine: EngineDep, item_id: ItemId) -> Response:
-    """An item's photo, the original file. `image_missing` (410) if the file is gone."""
-    photo = await engine.read(_photo, item_id)
-    # An id is never given to another photo, but a gallery made anew counts from 1 again.
-    headers = {"ETag": photo.etag, "Cache-Control": "private, no-cache"}
-    if request.headers.get("If-None-Match") == photo.etag:
-        return Response(status_code=304, headers=headers)
-    return FileResponse(
-        photo.path, media_type=photo.media_type, stat_result=photo.stat, headers=headers
+async def put_item_by_sku(
+    response: Response,
+    engine: EngineDep,
+    sku: Sku,
+    file: PhotoFile,
+    label: LabelField = None,
+    attributes: AttributesField = None,
+) -> ItemResponse:
+    """Make the item with a `sku` be this photo with this label and these attributes.
+
+    May be repeated. The same photo keeps the item's id; another photo gets a new one.
+    """
+    photo = await engine.photo(changing.embed, await file.read())
+    described = Description(label, attributes or {}, sku)
+    item, created = await engine.write(changing.upsert, sku, photo, described)
+    if not created:
+        return item_response(item)
+    response.status_code = 201
+    return _created(response, item)
+
+
+@router.get(
+    "/{item_id:item}", operation_id="get_item", dependencies=READ, responses=problems(404, 422, 503)
+)
+async def get_item(engine: EngineDep, item_id: ItemId) -> ItemResponse:
+    """One item."""
+    [item] = await engine.read(Gallery.get, [item_id])
+    return item_response(item)
+
+
+@router.patch(
+    "/{item_id:item}",
+    operation_id="change_item",
+    dependencies=WRITE,
+    responses=problems(404, 409, 422, 503),
+)
+async def change_item(engine: EngineDep, item_id: ItemId, wanted: ItemChange) -> ItemResponse:
+    """Change what is known about an item. Its id and its photo stay."""
+    given = wanted.model_fields_set
+    item = await engine.write(
+        changing.change,
+        item_id,
+        label=wanted.label if "label" in given else KEEP,
+        attributes=wanted.attributes,
+        external_id=wanted.sku if "sku" in given else KEEP,
     )
+    return item_response(item)
 
 
-@dataclass(frozen=True)
-class _Photo:
-    path: Path
-    stat: os.stat_result
-    media_type: str
-    etag: str
+@router.delete(
+    "/{item_id:item}",
+    status_code=204,
+    operation_id="remove_item",
+    dependencies=WRITE,
+    responses=problems(404, 409, 422, 503),
+)
+async def remove_item(engine: EngineDep, item_id: ItemId) -> None:
+    """Remove an item. Its photo goes too if it came by HTTP; indexed folders are left alone."""
+    await engine.write(changing.remove, item_id)
 
 
-def _photo(gallery: Gallery, item_id: int) -> _Photo:
-    """The file of an item; its path comes from the catalog, never from a request."""
-    [item] = gallery.get([item_id])
+def _created(response: Response, item: Item) -> ItemResponse:
+    response.headers["Location"] = f"/items/{item.id}"
+    return item_response(item)
+
+
+def _start_bulk(gallery: Gallery, engine: Engine, file: BinaryIO) -> Job:
+    archive = Archive(file, ArchiveLimits(file_bytes=engine.settings.max_upload_bytes))
     try:
-        with item.image.open("rb") as file:
-            stat = os.fstat(file.fileno())
-            head = file.read(12)
-    except OSError as error:
-        raise ImageError(
-            "image_missing",
-            f"the photo of item {item_id} cannot be read ({error.strerror}): the file was moved or "
-            "deleted after it was indexed. Put it back, or remove the item.",
-        ) from error
-    return _Photo(
-        path=item.image,
-        stat=stat,
-        media_type=_media_type(head),
-        etag=f'"{item.sha256[:16]}-{stat.st_mtime_ns:x}-{stat.st_size:x}"',
-    )
+        photos = archive.photos()
+        # Before anything is added, rather than in the middle of it.
+        new_types(gallery.fields(), ((photo.path, photo.attributes) for photo in photos))
 
+        def work(progress: Progress, cancelled: Callable[[], bool]) -> dict[str, Any]:
+            with archive, engine.changing() as current:
+                return add_archive(
+                    current,
+                    archive,
+                    photos,
+                    workers=engine.settings.threads,
+                    progress=progress,
+                    cancelled=cancelled,
+                )
 
-def _media_type(head: bytes) -> str:
-    """The type of an image by its first 12 bytes; its file name may say anything."""
-    if head.startswith(b"RIFF") and head[8:] == b"WEBP":
-        return "image/webp"
-    if head[4:] in (b"ftypavif", b"ftypavis"):
-        return "image/avif"
-    signatures = {
-        b"\xff\xd8\xff": "image/jpeg",
-        b"\x89PNG": "image/png",
-        b"GIF8": "image/gif",
-        b"BM": "image/bmp",
-        b"II*\0": "image/tiff",
-        b"MM\0*": "image/tiff",
-    }
-    for signature, media_type in signatures.items():
-        if head.startswith(signature):
-            return media_type
-    return "application/octet-stream"
+        return engine.jobs.start("add_items", work)
+    except BaseException:
+        archive.close()
+        raise

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
+from index import Gallery
 from service.dependencies import EngineDep
 from service.errors import problems
 from service.schemas import Health, ModelResponse
+from service.security import require
 
 router = APIRouter(tags=["system"])
 
 
-@router.get("/model", responses=problems(503))
+@router.get(
+    "/model",
+    operation_id="model",
+    dependencies=[Depends(require("read"))],
+    responses=problems(503),
+)
 async def model(engine: EngineDep) -> ModelResponse:
     """The card of the model that embeds photos here, and the size of the gallery."""
-    return ModelResponse.of(engine.gallery.model.card, await engine.read(len))
+    return await engine.read(_model)
 
 
-@router.get("/health/live")
+@router.get("/health/live", operation_id="live")
 async def live() -> Health:
     """Whether the process answers. Never waits for work that is going on."""
     return Health()
 
 
-@router.get("/health/ready", responses=problems(503))
+@router.get("/health/ready", operation_id="ready", responses=problems(503))
 async def ready(engine: EngineDep) -> Health:
     """Whether searches will be answered: the gallery is open and the model warm.
 
@@ -31,3 +38,7 @@ async def ready(engine: EngineDep) -> Health:
     """
     _ = engine.gallery  # raises unless it is open
     return Health()
+
+
+def _model(gallery: Gallery) -> ModelResponse:
+    return ModelResponse.of(gallery.model.card, len(gallery))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -663,6 +664,7 @@ from index.model import Model
 embed = Model.embed
 def told(self, pixels):
     print("embedding", flush=True)
+    sys.stdin.readline()  # until it may
     return embed(self, pixels)
 Model.embed = told
 from service.cli import main
@@ -670,18 +672,30 @@ main()
 """
 
 
+def allow_one(process):
+    with contextlib.suppress(BrokenPipeError):  # it has ended
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(world):
     photos = write_class_folders(world.root / "many", classes=10, per_class=60)
     arguments = ["--model", world.model, "--images", photos, "--gallery", world.root / "new"]
     process = subprocess.Popen(
         [sys.executable, "-c", SLOWLY, "index", "build", *arguments, "--workers", "1"],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     for _ in range(70):  # more than one batch
         assert process.stdout.readline() == "embedding\n"
+        allow_one(process)
     process.send_signal(signal.SIGINT)
+    while process.poll() is None:
+        allow_one(process)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "Stopped. What was embedded is stored; the same command goes on.\n"

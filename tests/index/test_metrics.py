@@ -22,21 +22,31 @@ from index.metrics import evaluate, nearest, normalized_mutual_information, scor
 Mask = NDArray[np.bool_]
 
 
-def naive_neighbours(embeddings: NDArray[Any], row: int, queries: Mask | None = None) -> list[int]:
+def naive_neighbours(
+    embeddings: NDArray[Any], row: int, queries: Mask | None = None, gallery: Mask | None = None
+) -> list[int]:
     x = embeddings.astype(np.float64)
-    others = [j for j in range(len(x)) if j != row and (queries is None or not queries[j])]
+    if gallery is None:
+        gallery = np.ones(len(x), bool) if queries is None else ~queries
+    others = [j for j in range(len(x)) if j != row and gallery[j]]
     return sorted(others, key=lambda j: (((x[row] - x[j]) ** 2).sum(), j))
 
 
 def naive_metrics(
-    embeddings: NDArray[Any], labels: Sequence[Any], ks: Sequence[int], queries: Mask | None = None
+    embeddings: NDArray[Any],
+    labels: Sequence[Any],
+    ks: Sequence[int],
+    queries: Mask | None = None,
+    gallery: Mask | None = None,
 ) -> dict[str, Any]:
     hits: dict[int, list[bool]] = {k: [] for k in ks}
     r_precisions, average_precisions, skipped = [], [], 0
     for row in range(len(embeddings)):
         if queries is not None and not queries[row]:
             continue
-        right = [labels[j] == labels[row] for j in naive_neighbours(embeddings, row, queries)]
+        right = [
+            labels[j] == labels[row] for j in naive_neighbours(embeddings, row, queries, gallery)
+        ]
         total = sum(right)
         if total == 0:
             skipped += 1
@@ -56,10 +66,14 @@ def naive_metrics(
 
 
 def assert_equals_naive(
-    embeddings: NDArray[Any], labels: Sequence[Any], ks: Sequence[int], queries: Mask | None = None
+    embeddings: NDArray[Any],
+    labels: Sequence[Any],
+    ks: Sequence[int],
+    queries: Mask | None = None,
+    gallery: Mask | None = None,
 ) -> None:
-    found = evaluate(embeddings, labels, ks=ks, queries=queries)
-    expected = naive_metrics(embeddings, labels, ks, queries)
+    found = evaluate(embeddings, labels, ks=ks, queries=queries, gallery=gallery)
+    expected = naive_metrics(embeddings, labels, ks, queries, gallery)
     assert found.recall == pytest.approx(expected["recall"], abs=1e-12)
     assert found.r_precision == pytest.approx(expected["r_precision"], abs=1e-12)
     assert found.map_at_r == pytest.approx(expected["map_at_r"], abs=1e-12)
@@ -91,8 +105,8 @@ def test_worked_example_of_six_rankings() -> None:
     relevant = np.zeros((6, 5), bool)
     for row, right in enumerate(positions):
         relevant[row, right] = True
-    hits, r_precision, average_precision = score(relevant, relevant.sum(1), (1, 2, 3, 4))
-    assert hits.mean(0) == pytest.approx([3 / 6, 4 / 6, 5 / 6, 6 / 6])
+    first, r_precision, average_precision = score(relevant, relevant.sum(1))
+    assert first.tolist() == [1, 1, 2, 3, 1, 4]  # so that recall@1, 2, 3, 4 is 3, 4, 5, 6 of 6
     assert r_precision.mean() == pytest.approx(0.5)
     assert average_precision.mean() == pytest.approx(5 / 12)
 
@@ -191,7 +205,7 @@ def test_queries_do_not_find_one_another_and_keep_their_gallery_order() -> None:
     # Queries at 0 and 0.1; the gallery ties at 1 and −1, so that the lower index comes first.
     x = np.array([[1.0], [0.0], [-1.0], [0.1], [5.0]])
     queries = np.array([False, True, False, True, False])
-    (rows, neighbours), *more = nearest(x, np.where(queries, 9, 0), queries=queries)
+    (rows, neighbours), *more = nearest(x, np.where(queries, 9, 0), gallery=~queries)
     assert more == []
     assert rows.tolist() == [1, 3]
     assert neighbours.tolist() == [[0, 2, 4], [0, 2, 4]]
@@ -237,6 +251,27 @@ def test_queries_and_gallery_equal_a_double_loop_on_clusters(share: float, offse
     assert_equals_naive((x + offset).astype(np.float32), labels.tolist(), (1, 3, 10), queries)
 
 
+@given(data=st.data(), n=st.integers(2, 14), d=st.integers(1, 3))
+@settings(max_examples=150, deadline=None)
+def test_queries_that_are_in_part_in_the_gallery_equal_a_double_loop(
+    data: st.DataObject, n: int, d: int
+) -> None:
+    x = data.draw(hnp.arrays(np.float32, (n, d), elements=st.integers(-2, 2)))
+    labels = data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))
+    queries, gallery = (data.draw(hnp.arrays(np.bool_, n)) for _ in range(2))
+    queries[0], gallery[-1], labels[0] = True, True, labels[-1]
+    assert_equals_naive(x, labels, (1, 2, 4, 20), queries, gallery)
+
+
+def test_the_last_of_the_gallery_counts_for_queries_inside_and_outside() -> None:
+    # To the first item the right answer is the last of the 4 others, to the last one of all 5.
+    x = np.array([[0.0], [1.0], [2.0], [9.0], [-2.0], [10.0]])
+    queries = np.array([True, False, False, False, False, True])
+    gallery = np.array([True, True, True, True, True, False])
+    found = evaluate(x, list("baabcc"), ks=[3, 4, 5], queries=queries, gallery=gallery)
+    assert found.recall == {3: 0.0, 4: 0.5, 5: 1.0}
+
+
 def test_order_is_exact_for_queries_far_from_a_tight_gallery() -> None:
     """Keys of a query lose what lies below its own squared length, not that of the gallery."""
     rng = np.random.default_rng(13)
@@ -244,7 +279,7 @@ def test_order_is_exact_for_queries_far_from_a_tight_gallery() -> None:
     queries = np.arange(80) < 20
     x[queries] += 1e4 * rng.standard_normal((20, 16)).astype(np.float32)
     found: dict[int, list[int]] = {}
-    for rows, neighbours in nearest(x, np.where(queries, 15, 0), queries=queries):
+    for rows, neighbours in nearest(x, np.where(queries, 15, 0), gallery=~queries):
         found |= dict(zip(rows.tolist(), neighbours.tolist(), strict=True))
     assert found == {row: naive_neighbours(x, row, queries)[:15] for row in range(20)}
 
@@ -272,7 +307,7 @@ def test_blocks_do_not_change_the_figures_of_queries(monkeypatch: pytest.MonkeyP
     queries = np.arange(200) % 3 == 0
     whole = evaluate(x, labels, queries=queries)
     monkeypatch.setattr(metrics, "BLOCK_BYTES", 20_000)
-    assert len(list(nearest(x, np.where(queries, 8, 0), queries=queries))) > 1
+    assert len(list(nearest(x, np.where(queries, 8, 0), gallery=~queries))) > 1
     assert evaluate(x, labels, queries=queries) == whole
 
 

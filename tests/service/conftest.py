@@ -71,7 +71,7 @@ def server(gallery_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     with serving(
         gallery_folder,
         tmp_path_factory.mktemp("server"),
-        "--workers",
+        "--threads",
         "2",
         python=("-X", "importtime"),
         DSCL_MAX_UPLOAD_BYTES=str(MAX_UPLOAD_BYTES),

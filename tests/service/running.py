@@ -108,5 +108,5 @@ async def in_process(settings: Settings) -> AsyncIterator[InProcess]:
     app = create_app(settings)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             yield InProcess(app.state.engine, client)

@@ -5,16 +5,36 @@ from typing import Any
 import httpx
 import pytest
 
+#: Path, method and the name that clients made from the document give it.
 OPERATIONS = {
-    ("/search", "post"),
-    ("/items", "get"),
-    ("/items/{item_id}", "get"),
-    ("/items/{item_id}/image", "get"),
-    ("/evaluate", "get"),
-    ("/evaluate", "post"),
-    ("/model", "get"),
-    ("/health/live", "get"),
-    ("/health/ready", "get"),
+    ("/search", "post", "search"),
+    ("/search/batch", "post", "search_batch"),
+    ("/search/vector", "post", "search_vector"),
+    ("/search/url", "post", "search_url"),
+    ("/items/{item_id}/similar", "get", "similar_items"),
+    ("/items", "get", "list_items"),
+    ("/items", "post", "add_item"),
+    ("/items/bulk", "post", "add_items"),
+    ("/items/by-sku/{sku}", "get", "get_item_by_sku"),
+    ("/items/by-sku/{sku}", "put", "put_item_by_sku"),
+    ("/items/{item_id}", "get", "get_item"),
+    ("/items/{item_id}", "patch", "change_item"),
+    ("/items/{item_id}", "delete", "remove_item"),
+    ("/items/{item_id}/image", "get", "item_image"),
+    ("/items/{item_id}/thumbnail", "get", "item_thumbnail"),
+    ("/fields", "get", "list_fields"),
+    ("/jobs", "get", "list_jobs"),
+    ("/jobs/{job_id}", "get", "get_job"),
+    ("/jobs/{job_id}", "delete", "cancel_job"),
+    ("/jobs/{job_id}/events", "get", "job_events"),
+    ("/evaluate", "get", "evaluate_default"),
+    ("/evaluate", "post", "evaluate"),
+    ("/evaluate/upload", "post", "evaluate_upload"),
+    ("/model", "get", "model"),
+    ("/metrics", "get", "metrics"),
+    ("/health/live", "get", "live"),
+    ("/health/ready", "get", "ready"),
+    ("/admin/reload", "post", "reload"),
 }
 
 
@@ -25,7 +45,12 @@ def document(client: httpx.Client) -> Any:
 
 def test_the_interface_is_documented(client: httpx.Client, document: Any) -> None:
     paths = document["paths"]
-    assert {(path, method) for path, methods in paths.items() for method in methods} == OPERATIONS
+    found = {
+        (path, method, operation["operationId"])
+        for path, methods in paths.items()
+        for method, operation in methods.items()
+    }
+    assert found == OPERATIONS
     for methods in paths.values():
         for operation in methods.values():
             assert operation["summary"] and operation["description"]

@@ -30,7 +30,7 @@ def test_it_prints_address_settings_size_and_model(server: Server, model_folder:
     assert ready
     for fact in (address, "26 items", card.name, card.sha256[:12]):
         assert fact in ready[0]
-    for name, value in {"max_upload_bytes": 2_000_000, "queue_limit": 64, "workers": 2}.items():
+    for name, value in {"max_upload_bytes": 2_000_000, "queue_limit": 64, "threads": 2}.items():
         assert re.search(rf"^  {name} +{value}$", printed, re.MULTILINE)
 
 

@@ -39,10 +39,7 @@ def test_an_unknown_item_is_not_found(client: httpx.Client, path: str) -> None:
     "path",
     [
         "/items/0",
-        "/items/-1",
-        "/items/one",
         f"/items/{2**63}",
-        "/items/x/image",
         "/items?limit=0",
         "/items?limit=501",
         "/items?offset=-1",
@@ -53,6 +50,11 @@ def test_numbers_out_of_range_are_refused(client: httpx.Client, path: str) -> No
     problem = check_problem(client.get(path), 422, "invalid_argument")
     [error] = problem["errors"]
     assert error["field"] in ("path.item_id", "query.limit", "query.offset")
+
+
+@pytest.mark.parametrize("path", ["-1", "one", "x/image", "9" * 5000, "..%2Fitems", "%00", "1e3"])
+def test_what_is_no_number_is_no_item(client: httpx.Client, path: str) -> None:
+    check_problem(client.get(f"/items/{path}"), 404, "not_found")
 
 
 def test_an_image_is_the_original_file(client: httpx.Client, items: list[Item]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -46,9 +47,9 @@ def test_it_is_alive_but_not_ready_until_the_gallery_is_open(
     may_open = threading.Event()
     really_open = Gallery.open
 
-    def open_late(path: Path) -> Gallery:
+    def open_late(path: Path, **options: Any) -> Gallery:
         assert may_open.wait(30)
-        return really_open(path)
+        return really_open(path, **options)
 
     monkeypatch.setattr(Gallery, "open", open_late)
 
@@ -93,7 +94,7 @@ def test_full_workers_refuse_more_and_leave_health_and_items_alone(
 
     async def run() -> None:
         async with in_process(
-            Settings(gallery=gallery_folder, workers=2, queue_limit=1)
+            Settings(gallery=gallery_folder, threads=2, queue_limit=1)
         ) as service:
             await asyncio.wrap_future(service.engine.opened)
             monkeypatch.setattr(Model, "embed", embed_late)

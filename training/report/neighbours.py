@@ -65,7 +65,7 @@ def rank(
     while len(pending):
         depths = np.zeros(n, np.int64)
         depths[pending] = np.minimum(depth[pending], gallery)
-        for block, found in nearest(embeddings, depths, queries=queries):
+        for block, found in nearest(embeddings, depths, gallery=offered):
             relevant = labels[found] == labels[block, None]
             done = relevant.any(1)
             block, found, relevant = block[done], found[done], relevant[done]
@@ -77,7 +77,7 @@ def rank(
             first = relevant.argmax(1)
             first_rank[at] = first + 1
             first_right[at] = found[np.arange(len(at)), first]
-            average_precision[at] = score(relevant, counts[block], (1,))[2]
+            average_precision[at] = score(relevant, counts[block])[2]
         pending = pending[first_rank[index_of[pending]] == 0]
         depth = depth * 8
     return Ranking(
