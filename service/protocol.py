@@ -83,7 +83,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._refuse(
             408,
-            "request_timeout",
+            "header_timeout",
             f"the request's headers did not come within {self.header_timeout_s:g} seconds: send "
             "them at once.",
         )

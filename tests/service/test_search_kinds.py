@@ -434,7 +434,7 @@ def test_searches_beside_a_writer_answer_all_and_never_with_a_removed_item(
                 )
 
             with ThreadPoolExecutor(4) as pool:
-                futures = [pool.submit(search, n) for n in range(120)]
+                futures = [pool.submit(search, n) for n in range(60)]
                 changes = 0
                 while not all(future.done() for future in futures):
                     ids = [item.id for item in gallery.items(limit=100)]

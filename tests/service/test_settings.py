@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from service.settings import Settings
 
@@ -47,6 +47,10 @@ def test_a_host_that_others_reach_needs_consent(host: str) -> None:
         ("port", -1),
         ("port", 65536),
         ("workers", 0),
+        ("threads", 0),
+        ("max_pixels", 50_000_001),
+        ("header_timeout_s", 0),
+        ("rate_limit", -1),
         ("queue_limit", -1),
         ("max_results", 0),
         ("max_results", 10_001),
@@ -56,3 +60,16 @@ def test_a_host_that_others_reach_needs_consent(host: str) -> None:
 def test_values_out_of_range_are_refused(name: str, value: int) -> None:
     with pytest.raises(ValidationError, match=name):
         Settings(gallery=Path("cars"), **{name: value})  # type: ignore[arg-type]
+
+
+def test_keys_are_consent_to_other_hosts_and_are_not_shown() -> None:
+    settings = Settings(gallery=Path("cars"), host="0.0.0.0", keys=SecretStr("shop read abc"))
+    assert "abc" not in repr(settings) + str(settings.model_dump())
+    Settings(gallery=Path("cars"), host="0.0.0.0", keys_file=Path("keys.txt"))
+
+
+def test_the_cores_are_shared_out_among_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    threads = {n: Settings(gallery=Path("cars"), workers=n).threads for n in (1, 3, 8, 20)}
+    assert threads == {1: 8, 3: 2, 8: 1, 20: 1}
+    assert Settings(gallery=Path("cars"), workers=4, threads=5).threads == 5
