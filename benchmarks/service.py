@@ -97,6 +97,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else FULL
+    if arguments.minutes and 60 * arguments.minutes <= plan.settled_s:
+        parser.error(
+            f"--minutes {arguments.minutes:g}: memory is compared after {plan.settled_s:g} seconds, "
+            "so give more, or 0."
+        )
     plan = Plan(
         items=plan.items,
         rounds=arguments.rounds or plan.rounds,

@@ -258,6 +258,7 @@ def nearest(
     inside = np.ones(n, np.bool_) if gallery is None else gallery
     searched = _Gallery.of(embeddings, np.flatnonzero(inside))
     u = len(searched.vectors)
+    scratch = _Scratch()
     for among in (True, False):
         asked = np.flatnonzero((depths > 0) & (inside == among))
         order = asked[np.argsort(-depths[asked], kind="stable")]
@@ -268,8 +269,26 @@ def nearest(
             # Keys and a copy to partition; neighbours and what their scoring takes; queries
             row_bytes = 16 * u + 48 * m + 16 * d
             rows = order[start : start + max(1, BLOCK_BYTES // row_bytes)]
-            yield rows, searched.nearest(rows, m)
+            yield rows, searched.nearest(rows, m, scratch)
             start += len(rows)
+
+
+class _Scratch:
+    """Memory for the keys of a block and a copy of them, used again by the next block.
+
+    Handed back and taken anew each time, its pages cost as much as the arithmetic.
+    """
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0)
+
+    def matrices(self, q: int, u: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Two float64 [q, u] whose content is anything."""
+        if len(self._memory) < 2 * q * u:
+            self._memory = np.empty(0)  # first, or for a moment there would be both
+            self._memory = np.empty(2 * q * u)
+        first, second = self._memory[: 2 * q * u].reshape(2, q, u)
+        return first, second
 
 
 @dataclass(frozen=True)
@@ -308,7 +327,7 @@ class _Gallery:
             squares=np.einsum("ud,ud->u", vectors, vectors),
         )
 
-    def nearest(self, rows: NDArray[np.int64], m: int) -> NDArray[np.int64]:
+    def nearest(self, rows: NDArray[np.int64], m: int, scratch: _Scratch) -> NDArray[np.int64]:
         """Rank the m nearest items of each query but itself, int64 [q, m]."""
         d = len(self.centre)
         queries = self.embeddings[rows].astype(np.float64)
@@ -319,11 +338,14 @@ class _Gallery:
         longest = np.sqrt(self.squares.max())
         tolerance = 4 * (d + 8) * 2.0**-53 * (lengths + longest) ** 2
         queries *= -2
-        keys = queries @ self.vectors.T
+        keys, parted = scratch.matrices(len(rows), len(self.vectors))
+        np.matmul(queries, self.vectors.T, out=keys)
         keys += self.squares
         # m + 1 distinct vectors have at least m items besides the query.
         last = min(m, len(self.vectors) - 1)
-        reach = np.partition(keys, last, axis=1)[:, last] + tolerance
+        np.copyto(parted, keys)
+        parted.partition(last, axis=1)
+        reach = parted[:, last] + tolerance
         neighbours = np.empty((len(rows), m), np.int64)
         for i, row in enumerate(rows):
             candidates = np.flatnonzero(keys[i] <= reach[i])
