@@ -99,7 +99,7 @@ def main() -> None:
     plan = QUICK if arguments.quick else FULL
     if arguments.minutes and 60 * arguments.minutes <= plan.settled_s:
         parser.error(
-            f"--minutes {arguments.minutes:g}: memory is compared after {plan.settled_s:g} seconds, "
+            f"--minutes {arguments.minutes:g}: memory is compared after {plan.settled_s:g} s, "
             "so give more, or 0."
         )
     plan = Plan(
