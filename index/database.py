@@ -21,6 +21,9 @@ __all__ = ["Database"]
 #: Seconds to wait for another process to finish its transaction.
 PATIENCE = 30
 
+#: Pages that a writer keeps: a change touches leaves all over the indexes of a large catalog.
+CACHE_KB = 65_536
+
 #: Rows of an index that SQLite looks at to learn how many items share a value.
 ANALYSIS_LIMIT = 1000
 
@@ -158,6 +161,7 @@ class Database:
             try:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
+                connection.execute(f"PRAGMA cache_size = -{CACHE_KB}")
                 connection.execute(f"PRAGMA analysis_limit = {ANALYSIS_LIMIT}")
             except BaseException:
                 connection.close()
