@@ -209,7 +209,8 @@ class Engine:
         """
         self._now()
         done = await self._reloads.run(self._reload, path)
-        if announce and done.changed and self._announce is not None:
+        # Also where nothing changed here: another process may still serve what was there before.
+        if announce and self._announce is not None:
             self._announce(done.gallery)
         return done
 

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
@@ -69,7 +69,8 @@ class _Worker:
     born: float
     pause: float = RESTART_S
     due: float | None = None  #: when it is to be started again, if it is dead
-    was_ready: bool = field(default=False)
+    ready: bool = False  #: in this life
+    was_ready: bool = False  #: in this or an earlier one
 
 
 def supervise(
@@ -113,6 +114,7 @@ class _Supervisor:
         # A signal only notes what is wanted; this wakes the loop that does it.
         self._wake, self._waker = multiprocessing.Pipe(duplex=False)
         self._told = False
+        self._reload_due = False
 
     def run(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -154,9 +156,7 @@ class _Supervisor:
             timeout=max(0.0, min(due) - now) if due else None,
         )
         if self._wake in happened and self._wake.recv() == signal.SIGHUP:
-            [writer] = [worker for worker in workers if worker.role == "writer"]
-            if writer.due is None and writer.process.pid is not None:
-                os.kill(writer.process.pid, signal.SIGHUP)
+            self._reload_due = True
         for number, worker in enumerate(workers):
             if worker.reports in happened:
                 self._hear(worker)
@@ -166,9 +166,18 @@ class _Supervisor:
                 again = self._start(worker.role)
                 again.pause, again.was_ready = worker.pause, worker.was_ready
                 workers[number] = again
+        self._pass_reload_on(workers)
         if not self._told and all(worker.was_ready for worker in workers):
             self._told = True
             self._when_ready(self._ready)
+
+    def _pass_reload_on(self, workers: list[_Worker]) -> None:
+        """Have the writer reload, once it is there to hear of it; it tells the others."""
+        [writer] = [worker for worker in workers if worker.role == "writer"]
+        if self._reload_due and writer.ready and writer.due is None:
+            assert writer.process.pid is not None
+            os.kill(writer.process.pid, signal.SIGHUP)
+            self._reload_due = False
 
     def _hear(self, worker: _Worker) -> None:
         try:
@@ -178,7 +187,7 @@ class _Supervisor:
             return
         worker.reports.close()
         if isinstance(report, Ready):
-            worker.was_ready = True
+            worker.ready = worker.was_ready = True
             if worker.role == "writer":
                 self._ready = report
         elif not self._told:

@@ -659,7 +659,9 @@ def test_the_process_exits_with_1_and_one_line(world):
 
 
 SLOWLY = """
-import sys
+import signal, sys
+# Tests that run in the background hand on that it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from index.model import Model
 embed = Model.embed
 def told(self, pixels):

@@ -61,7 +61,9 @@ class Server:
 
     def ready(self) -> bool | None:
         assert self.process.poll() is None, self.output.read_text()
-        return self.client.get("/health/ready").status_code == 200 or None
+        answers = self.client.get("/health/ready").status_code == 200
+        # Of several processes, all: this one may have been the first.
+        return (answers and "\nReady at " in self.output.read_text()) or None
 
 
 @contextmanager

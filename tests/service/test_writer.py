@@ -19,7 +19,8 @@ from tests.service.zips import photo_bytes
 
 @pytest.fixture
 def gallery(gallery_folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(gallery_folder, tmp_path / "gallery"))
+    ignored = shutil.ignore_patterns("jobs")
+    return Path(shutil.copytree(gallery_folder, tmp_path / "gallery", ignore=ignored))
 
 
 def free(gallery: Path) -> bool | None:
