@@ -643,15 +643,24 @@ def test_a_catalog_cut_off_is_refused(gallery, kept):
         Gallery.open(gallery.path)
 
 
-def test_a_catalog_with_garbage_in_its_middle_is_refused(gallery):
-    gallery.add(items(unit(500)))
+@pytest.mark.parametrize("start", [0.1, 0.3, 0.5, 0.7])
+def test_a_catalog_with_garbage_in_its_middle_is_refused_by_what_reads_it(gallery, start):
+    ids = gallery.add(items(unit(500)))
     gallery.close()
     catalog = gallery.path / "catalog.sqlite"
     data = bytearray(catalog.read_bytes())
-    data[len(data) // 3 : len(data) // 2] = b"\xff" * (len(data) // 2 - len(data) // 3)
+    garbage = slice(int(start * len(data)), int((start + 0.2) * len(data)))
+    data[garbage] = b"\xff" * (garbage.stop - garbage.start)
     catalog.write_bytes(data)
-    with pytest.raises(GalleryError, match="cannot be read as a catalog"):
-        Gallery.open(gallery.path)
+    with (
+        pytest.raises(GalleryError, match="cannot be read as a catalog"),
+        Gallery.open(gallery.path) as opened,
+    ):
+        opened.get(ids)
+        opened.vectors(ids)
+        opened.items(limit=500)
+        opened.ids_by_sha256(["0" * 64])
+        opened.files(ROOT)
 
 
 def test_a_gallery_of_a_later_format_is_refused(gallery):
