@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import faiss
 import numpy as np
@@ -42,10 +42,19 @@ __all__ = [
 MAX_K = 10_000
 
 #: Bytes that a block of queries may take, besides a float64 copy of the embeddings.
-BLOCK_BYTES = 256 * 2**20
+BLOCK_BYTES = 64 * 2**20
+
+#: Values that pairs of vectors are gathered in at a time: they stay in a cache.
+PAIR_VALUES = 2**16
+
+#: Squared lengths that float32 holds without loss, with room for sums.
+SQUARES32 = (1e-20, 1e30)
 
 #: Larger values could overflow when squared and summed.
 MAX_VALUE = 1e150
+
+
+Float = TypeVar("Float", np.float32, np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,9 +248,10 @@ def nearest(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Rank the neighbours of rows among all other rows, or those of a gallery, exactly.
 
-    Keys of the gallery come from one float64 matrix product per block of queries. Rounding may swap
-    those that are closer than a tolerance (see ``_Gallery.nearest``); only they are compared again,
-    by Σ(x − y)². Equal vectors are computed once, so any number of them is no slower.
+    Keys of the gallery come from one matrix product per block of queries: float32, or float64 where
+    the data are too close together for that. Rounding may swap those that are closer than a
+    tolerance (see ``_Gallery.nearest``); only they are compared again, by Σ(x − y)². Equal vectors
+    are computed once, so any number of them is no slower.
 
     Args:
         embeddings: numbers [n, d], finite, n >= 2.
@@ -266,8 +276,8 @@ def nearest(
         start = 0
         while start < len(order):
             m = min(int(depths[order[start]]), most)
-            # Keys and a copy to partition; neighbours and what their scoring takes; queries
-            row_bytes = 16 * u + 48 * m + 16 * d
+            # Keys and a copy to partition; neighbours, their sorting and scoring; queries
+            row_bytes = 17 * u + 96 * m + 24 * d
             rows = order[start : start + max(1, BLOCK_BYTES // row_bytes)]
             yield rows, searched.nearest(rows, m, scratch)
             start += len(rows)
@@ -280,14 +290,15 @@ class _Scratch:
     """
 
     def __init__(self) -> None:
-        self._memory = np.empty(0)
+        self._memory = np.empty(0, np.uint8)
 
-    def matrices(self, q: int, u: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Two float64 [q, u] whose content is anything."""
-        if len(self._memory) < 2 * q * u:
-            self._memory = np.empty(0)  # first, or for a moment there would be both
-            self._memory = np.empty(2 * q * u)
-        first, second = self._memory[: 2 * q * u].reshape(2, q, u)
+    def matrices(self, q: int, u: int, dtype: type[Float]) -> tuple[NDArray[Float], NDArray[Float]]:
+        """Two [q, u] whose content is anything."""
+        size = 2 * q * u * np.dtype(dtype).itemsize
+        if len(self._memory) < size:
+            self._memory = np.empty(0, np.uint8)  # first, or for a moment there would be both
+            self._memory = np.empty(size, np.uint8)
+        first, second = self._memory[:size].view(dtype).reshape(2, q, u)
         return first, second
 
 
@@ -303,6 +314,7 @@ class _Gallery:
     vectors: NDArray[np.float64]  #: [u, d], distinct vectors, centred: distances remain, and
     #: rounding is relative to the spread, not to the distance from the origin
     squares: NDArray[np.float64]  #: [u], squared lengths of ``vectors``
+    vectors32: NDArray[np.float32] | None  #: ``vectors``; None where their squares would not fit
 
     @classmethod
     def of(cls, embeddings: NDArray[Any], items: NDArray[np.int64]) -> _Gallery:
@@ -317,6 +329,8 @@ class _Gallery:
         vectors = rows[first].astype(np.float64)
         centre = vectors.mean(0)
         vectors -= centre
+        squares = np.einsum("ud,ud->u", vectors, vectors)
+        fit = SQUARES32[0] < squares.max() < SQUARES32[1]
         return cls(
             embeddings=embeddings,
             items=items[np.argsort(owner, kind="stable")],
@@ -324,70 +338,164 @@ class _Gallery:
             sizes=sizes,
             centre=centre,
             vectors=vectors,
-            squares=np.einsum("ud,ud->u", vectors, vectors),
+            squares=squares,
+            vectors32=vectors.astype(np.float32) if fit else None,
         )
 
     def nearest(self, rows: NDArray[np.int64], m: int, scratch: _Scratch) -> NDArray[np.int64]:
         """Rank the m nearest items of each query but itself, int64 [q, m]."""
-        d = len(self.centre)
         queries = self.embeddings[rows].astype(np.float64)
         queries -= self.centre
-        # Both a key (|y|² − 2x·y from centred vectors) and a sum Σ(x − y)² are within
-        # (d + 8) · 2⁻⁵³ · (|x| + |y|)² of their true values; two of each make a comparison.
+        if self.vectors32 is not None:
+            found = self._candidates(queries, self.vectors32, m, scratch)
+            if not found.crowded:
+                return self._ranked(rows, found, m)
+        return self._ranked(rows, self._candidates(queries, self.vectors, m, scratch), m)
+
+    def _candidates(
+        self,
+        queries: NDArray[np.float64],
+        vectors: NDArray[Float],
+        m: int,
+        scratch: _Scratch,
+    ) -> _Candidates:
+        """Find those of ``vectors`` that can be among the m nearest but the query, and more.
+
+        Args:
+            queries: [q, d], centred.
+            vectors: [u, d], ours in the precision to compute in.
+        """
+        d = queries.shape[1]
+        dtype = vectors.dtype.type
+        # Both a key (|y|² − 2x·y from centred vectors, rounded) and a sum Σ(x − y)² are within
+        # (d + 8) · ε/2 · (|x| + |y|)² of their true values; two of each make a comparison.
         lengths = np.sqrt(np.einsum("qd,qd->q", queries, queries))
         longest = np.sqrt(self.squares.max())
-        tolerance = 4 * (d + 8) * 2.0**-53 * (lengths + longest) ** 2
-        queries *= -2
-        keys, parted = scratch.matrices(len(rows), len(self.vectors))
-        np.matmul(queries, self.vectors.T, out=keys)
-        keys += self.squares
+        tolerance = 2 * (d + 8) * float(np.finfo(dtype).eps) * (lengths + longest) ** 2
+        keys, parted = scratch.matrices(len(queries), len(vectors), dtype)
+        np.matmul((-2 * queries).astype(dtype), vectors.T, out=keys)
+        keys += self.squares.astype(dtype)
         # m + 1 distinct vectors have at least m items besides the query.
-        last = min(m, len(self.vectors) - 1)
+        last = min(m, len(vectors) - 1)
         np.copyto(parted, keys)
         parted.partition(last, axis=1)
-        reach = parted[:, last] + tolerance
+        reach = np.nextafter((parted[:, last] + tolerance).astype(dtype), dtype(np.inf))
+        return _Candidates.of(keys, keys <= reach[:, None], tolerance, wanted=last + 1)
+
+    def _ranked(self, rows: NDArray[np.int64], found: _Candidates, m: int) -> NDArray[np.int64]:
+        """Order the candidates' items by exact distance to their query, then by index."""
+        counts, vectors = found.counts, found.vectors
+        copied = self.sizes[vectors] > 1
+        copied &= found.there
+        slow = copied.any(1)
+        unsure = found.unsure
+        unsure[slow] = False
+
+        # Runs of keys too close to be told apart: within each, exact distances decide.
+        q, column = np.nonzero(unsure)
+        items = self.items[self.starts[vectors]]
+        close = vectors[q, column]
+        order = np.lexsort(
+            (items[q, column], self._distances(rows[q], close), found.run[q, column], q)
+        )
+        items[q, column] = items[q, column][order]
+
         neighbours = np.empty((len(rows), m), np.int64)
-        for i, row in enumerate(rows):
-            candidates = np.flatnonzero(keys[i] <= reach[i])
-            neighbours[i] = self._rank(row, candidates, keys[i, candidates], tolerance[i], m)
+        fast = np.flatnonzero(~slow)
+        if len(fast):
+            others = found.there[fast]
+            others &= items[fast] != rows[fast, None]
+            # The first m others of each; sorted by row, they are m a row.
+            others &= others.cumsum(1) <= m
+            neighbours[fast] = items[fast][others].reshape(len(fast), m)
+        for i in np.flatnonzero(slow):
+            valid = slice(counts[i])
+            neighbours[i] = self._rank(rows[i], vectors[i, valid], found.run[i, valid], m)
         return neighbours
 
     def _rank(
-        self,
-        row: np.int64,
-        candidates: NDArray[np.int64],
-        keys: NDArray[np.float64],
-        tolerance: np.float64,
-        m: int,
+        self, row: np.int64, vectors: NDArray[np.int64], run: NDArray[np.int64], m: int
     ) -> NDArray[np.int64]:
-        """Order the items of the candidate vectors by exact distance to a query, then by index."""
-        order = np.argsort(keys)
-        candidates, keys = candidates[order], keys[order]
-
-        # Runs of keys too close to be told apart; within each, exact distances decide.
-        run = np.zeros(len(keys), np.int64)
-        run[1:] = np.cumsum(np.diff(keys) > tolerance)
+        """The same for one query, where several items may have one vector."""
         unsure = np.bincount(run)[run] > 1
-        distances = np.zeros(len(keys))
-        distances[unsure] = self._distances(row, candidates[unsure])
+        distances = np.zeros(len(run))
+        close = vectors[unsure]
+        distances[unsure] = self._distances(np.full(len(close), row), close)
 
         # From vectors to items: m + 1 of each suffice, as they tie.
-        copies = np.minimum(self.sizes[candidates], m + 1)
-        vector = np.repeat(np.arange(len(candidates)), copies)
+        copies = np.minimum(self.sizes[vectors], m + 1)
+        vector = np.repeat(np.arange(len(vectors)), copies)
         copy = np.arange(len(vector)) - np.repeat(np.cumsum(copies) - copies, copies)
-        items = self.items[self.starts[candidates][vector] + copy]
+        items = self.items[self.starts[vectors][vector] + copy]
         items = items[np.lexsort((items, distances[vector], run[vector]))]
         others: NDArray[np.int64] = items[items != row]
         return others[:m]
 
-    def _distances(self, row: np.int64, vectors: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Sum up Σ(x − y)² between an item and distinct vectors [v], about 8 MB at a time."""
-        x = self.embeddings[row].astype(np.float64)
+    def _distances(
+        self, rows: NDArray[np.int64], vectors: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Sum up Σ(x − y)² of pairs of an item [p] and a distinct vector [p], float64 [p]."""
         items = self.items[self.starts[vectors]]
-        parts = np.array_split(items, 1 + items.size * x.size // 2**20)
-        return np.concatenate(
-            [np.square(self.embeddings[part].astype(np.float64) - x).sum(1) for part in parts]
+        distances = np.empty(len(rows))
+        step = max(1, PAIR_VALUES // self.embeddings.shape[1])
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            x = self.embeddings[rows[part]].astype(np.float64)
+            x -= self.embeddings[items[part]]
+            distances[part] = np.square(x, out=x).sum(1)
+        return distances
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Vectors that can be among the nearest of each query, by key; q queries, padded to c."""
+
+    counts: NDArray[np.int64]  #: [q], how many there are; what follows them in a row is padding
+    vectors: NDArray[np.int64]  #: [q, c]
+    run: NDArray[np.int64]  #: [q, c], ascending: equal where keys are too close to be told apart
+    unsure: NDArray[np.bool_]  #: [q, c], whether another one is in the same run
+    crowded: bool  #: whether so many are close that a higher precision is the cheaper way
+
+    @classmethod
+    def of(
+        cls,
+        keys: NDArray[Any],
+        chosen: NDArray[np.bool_],
+        tolerance: NDArray[np.float64],
+        *,
+        wanted: int,
+    ) -> _Candidates:
+        """Sort the ``chosen`` of ``keys`` [q, u], of which ``wanted`` are needed a query."""
+        q, u = keys.shape
+        counts = np.count_nonzero(chosen, axis=1)
+        flat = np.flatnonzero(chosen)
+        row = np.repeat(np.arange(q), counts)
+        column = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
+        padded = np.full((q, counts.max()), np.inf, keys.dtype)
+        padded[row, column] = keys.ravel()[flat]
+        vectors = np.zeros(padded.shape, np.int64)
+        vectors[row, column] = flat - row * u
+        order = np.argsort(padded, axis=1)
+        padded = np.take_along_axis(padded, order, 1).astype(np.float64)
+        vectors = np.take_along_axis(vectors, order, 1)
+        apart = np.empty(padded.shape, np.bool_)
+        apart[:, 0] = True
+        with np.errstate(invalid="ignore"):  # between paddings, infinity less itself
+            apart[:, 1:] = ~(np.diff(padded) <= tolerance[:, None])
+        unsure = ~apart
+        unsure[:, :-1] |= unsure[:, 1:]
+        return cls(
+            counts=counts,
+            vectors=vectors,
+            run=np.cumsum(apart, axis=1),
+            unsure=unsure,
+            crowded=2 * q * wanted < len(flat) or q * wanted < 2 * np.count_nonzero(unsure),
         )
+
+    @property
+    def there(self) -> NDArray[np.bool_]:
+        """What is no padding, bool [q, c]."""
+        return np.arange(self.vectors.shape[1]) < self.counts[:, None]
 
 
 def normalized_mutual_information(a: ArrayLike, b: ArrayLike) -> float:

@@ -392,6 +392,28 @@ def test_duplicates_of_a_few_vectors_are_ranked_by_index() -> None:
     assert ranking(x, 60).tolist() == [naive_neighbours(x, row)[:60] for row in range(len(x))]
 
 
+def test_order_is_exact_where_some_vectors_have_duplicates_and_others_none() -> None:
+    embeddings, labels = clusters(seed=3, n=150, d=16, classes=8)
+    embeddings[50:60] = embeddings[40]
+    embeddings[70] = embeddings[120]
+    assert_equals_naive(embeddings, labels, [1, 5, 12])
+
+
+@pytest.mark.parametrize("apart", [10.0, 1e4, 1e7])
+def test_order_is_exact_in_tight_clusters_far_from_each_other(apart: float) -> None:
+    """float32 tells nothing apart there, up to all of a cluster."""
+    embeddings, labels = clusters(seed=4, n=150, d=8, classes=6)
+    wide = embeddings.astype(np.float64)
+    wide[75:] += apart
+    assert_equals_naive(wide, labels, [1, 4])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e20, 1e140])
+def test_order_is_exact_at_any_scale(scale: float) -> None:
+    embeddings, labels = clusters(seed=5, n=100, d=4, classes=5)
+    assert_equals_naive(scale * embeddings.astype(np.float64), labels, [1, 4])
+
+
 @pytest.mark.parametrize("classes", [400, 2], ids=["small classes", "two huge classes"])
 def test_memory_is_a_float64_copy_and_a_block(
     classes: int, monkeypatch: pytest.MonkeyPatch
