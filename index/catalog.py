@@ -799,13 +799,14 @@ class Catalog:
             f" mtime_ns, sha256 FROM items JOIN roots ON roots.id = items.root {clause}",
             values,
         )
+        roots = {root: self._folder / root for root in {row[4] for row in rows}}
         return [
             Item(
                 id=item_id,
                 external_id=external_id,
                 label=label,
                 attributes=json.loads(attributes),
-                root=self._folder / root,
+                root=roots[root],
                 path=path,
                 size=size,
                 mtime_ns=mtime_ns,

@@ -164,6 +164,7 @@ class Access:
                 )
 
 
+@lru_cache(maxsize=64)
 def _is_here(url: str) -> bool:
     try:
         return is_loopback(urlsplit(url).hostname or "")

@@ -121,7 +121,12 @@ def _request_seconds(route: str) -> Histogram:
 
 def observe_stage(stage: Stage, seconds: float) -> None:
     """Count the time that a search spent in one of its stages."""
-    _stages.labels(stage).observe(seconds)
+    _stage_seconds(stage).observe(seconds)
+
+
+@cache
+def _stage_seconds(stage: Stage) -> Histogram:
+    return _stages.labels(stage)
 
 
 def in_flight() -> Gauge:

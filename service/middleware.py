@@ -6,6 +6,7 @@ ASGI throughout, because Starlette's ``BaseHTTPMiddleware`` costs a task a reque
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import secrets
@@ -34,6 +35,10 @@ REQUEST_ID = "X-Request-ID"
 
 #: Ids that a caller may choose: nothing that could forge a line in the log.
 ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+#: Begins the ids that this process gives, and numbers them. They are unique, not secret.
+PROCESS_ID = secrets.token_hex(10)
+COUNTER = itertools.count()
 
 #: On every answer that does not say otherwise itself.
 SECURITY_HEADERS = {
@@ -135,7 +140,7 @@ class RequestScope:
             return
         began = time.perf_counter()
         given = Headers(scope=scope).get(REQUEST_ID, "")
-        request_id = given if ACCEPTED_ID.fullmatch(given) else secrets.token_hex(16)
+        request_id = given if ACCEPTED_ID.fullmatch(given) else f"{PROCESS_ID}{next(COUNTER):012x}"
         scope.setdefault("state", {})["request_id"] = request_id
         added = self._docs_headers if scope["path"] == "/docs" else self._headers
         own_id = (REQUEST_ID.lower().encode(), request_id.encode())

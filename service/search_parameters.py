@@ -14,7 +14,7 @@ from service.dependencies import EngineDep
 from service.schemas.search import Include
 from service.where import WhereDep
 
-__all__ = ["SearchOptions", "SearchOptionsDep"]
+__all__ = ["SearchOptions", "SearchOptionsDep", "search_options"]
 
 INCLUDES: tuple[Include, ...] = get_args(Include)
 DEFAULT_INCLUDE: frozenset[Include] = frozenset({"attributes", "image"})

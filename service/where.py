@@ -10,7 +10,7 @@ from pydantic_core import from_json
 
 from index.errors import FilterError
 
-__all__ = ["WhereDep"]
+__all__ = ["WhereDep", "where_parameter"]
 
 
 async def where_parameter(

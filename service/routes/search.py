@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, File, Request, UploadFile
+from fastapi import APIRouter, Depends, File, Request, Response, UploadFile
+from pydantic_core import to_json
 
 from index.errors import DsclError
 from service.dependencies import EngineDep
+from service.engine import Engine
 from service.errors import STATUS, problems
 from service.metrics import observe_stage
 from service.routes.item_paths import ItemId, image_url, thumbnail_url
+from service.routes.photo_route import photo_route
 from service.schemas import (
     BatchAnswer,
     BatchResponse,
@@ -24,9 +27,10 @@ from service.schemas import (
     UrlQuery,
     VectorQuery,
 )
-from service.search_parameters import SearchOptions, SearchOptionsDep
+from service.search_parameters import SearchOptions, SearchOptionsDep, search_options
 from service.searching import (
     Found,
+    Neighbour,
     search_photo,
     search_photo_or_refuse,
     search_similar,
@@ -35,6 +39,7 @@ from service.searching import (
 from service.security import require
 from service.tracing import record_stage
 from service.url_fetch import UrlFetcher
+from service.where import where_parameter
 
 __all__ = ["TooManyFilesError", "UrlSearchOffError", "router"]
 
@@ -68,12 +73,6 @@ async def url_fetcher(request: Request) -> UrlFetcher:
     return fetcher
 
 
-@router.post(
-    "/search",
-    operation_id="search",
-    response_model_exclude_unset=True,
-    responses=problems(413, 415, 422, 503),
-)
 async def search(
     engine: EngineDep,
     options: SearchOptionsDep,
@@ -94,6 +93,34 @@ async def search(
     start = time.perf_counter()
     found = await engine.photo(search_photo, photo, options)
     return _response(found, options, start)
+
+
+async def search_shortly(
+    request: Request, photo: bytes, *, where: str | None = None, **parameters: Any
+) -> Response:
+    """The same for a request that ``photo_route`` has read."""
+    engine: Engine = request.app.state.engine
+    options = await search_options(engine, await where_parameter(where), **parameters)
+    start = time.perf_counter()
+    found = await engine.photo(search_photo, photo, options)
+    _observe(found)
+    answer = {
+        "model": {"name": found.model_name, "sha256": found.model_sha256},
+        "results": [_told(near, options) for near in found.neighbours],
+        "took_ms": _milliseconds_since(start),
+    }
+    return Response(to_json(answer), media_type="application/json")
+
+
+router.add_api_route(
+    "/search",
+    search,
+    methods=["POST"],
+    operation_id="search",
+    response_model_exclude_unset=True,
+    responses=problems(413, 415, 422, 503),
+    route_class_override=photo_route(search_shortly),
+)
 
 
 @router.post(
@@ -230,20 +257,26 @@ def _answer(name: str | None, found: Found, options: SearchOptions) -> BatchAnsw
 
 
 def _hits(found: Found, options: SearchOptions) -> list[Hit]:
-    hits = []
-    for near in found.neighbours:
-        item = near.item
-        hit = Hit(id=item.id, score=near.score, sku=item.external_id, label=item.label)
-        # What is set is what the answer tells.
-        if "attributes" in options.include:
-            hit.attributes = item.attributes
-        if "image" in options.include:
-            hit.image_url = image_url(item.id)
-            hit.thumbnail_url = thumbnail_url(item.id)
-        if near.vector is not None:
-            hit.vector = near.vector.tolist()
-        hits.append(hit)
-    return hits
+    return [Hit(**_told(near, options)) for near in found.neighbours]
+
+
+def _told(near: Neighbour, options: SearchOptions) -> dict[str, Any]:
+    """The fields of a ``Hit``: those that were asked for, and no others."""
+    item = near.item
+    told: dict[str, Any] = {
+        "id": item.id,
+        "score": near.score,
+        "sku": item.external_id,
+        "label": item.label,
+    }
+    if "attributes" in options.include:
+        told["attributes"] = item.attributes
+    if "image" in options.include:
+        told["image_url"] = image_url(item.id)
+        told["thumbnail_url"] = thumbnail_url(item.id)
+    if near.vector is not None:
+        told["vector"] = near.vector.tolist()
+    return told
 
 
 def _model(found: Found) -> ModelReference:

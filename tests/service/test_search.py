@@ -72,6 +72,44 @@ def test_results_are_those_of_exact_search(
         )
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        {},
+        {"k": 3},
+        {"k": 3, "offset": 2, "threshold": 0.1},
+        {"k": 2, "group_by": "label", "include": "vector"},
+        {"include": ["image", "attributes"], "where": '{"label": {"exists": true}}'},
+        {"include": ""},
+    ],
+)
+def test_answers_do_not_depend_on_how_the_form_was_written(
+    client: httpx.Client, items: list[Item], query: dict[str, Any]
+) -> None:
+    """A quoted boundary makes the service read the form by its framework."""
+    photo = items[0].image.read_bytes()
+    body = (
+        b'--frontier\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n'
+        + photo
+        + b"\r\n--frontier--\r\n"
+    )
+    answers = [
+        client.post(
+            "/search",
+            content=body,
+            headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
+            params=query,
+        )
+        for boundary in ("frontier", '"frontier"')
+    ]
+    for answer in answers:
+        assert answer.status_code == 200
+    short, long = ({**answer.json(), "took_ms": None} for answer in answers)
+    assert short == long
+    assert [list(hit) for hit in short["results"]] == [list(hit) for hit in long["results"]]
+    assert answers[0].headers["Content-Type"] == answers[1].headers["Content-Type"]
+
+
 def test_ten_results_are_given_unless_asked_otherwise_and_all_where_fewer_exist(
     client: httpx.Client, items: list[Item]
 ) -> None:
