@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 from urllib.parse import parse_qsl
 
+from fastapi import HTTPException
 from fastapi.routing import APIRoute
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 __all__ = ["photo_route", "plain_parameters", "single_file"]
@@ -62,8 +63,12 @@ def photo_route(short_way: Answer) -> type[APIRoute]:
                 found = CONTENT_TYPE.fullmatch(request.headers.get("Content-Type", ""))
                 if parameters is None or found is None:
                     return await long_way(request)
-                # The request keeps it, so that the long way can read it again.
-                photo = single_file(found[1].encode(), await request.body())
+                try:
+                    # The request keeps it, so that the long way can read it again.
+                    body = await request.body()
+                except ClientDisconnect as error:
+                    raise HTTPException(400, "The body broke off.") from error
+                photo = single_file(found[1].encode(), body)
                 if photo is None:
                     return await long_way(request)
                 return await short_way(request, photo, **parameters)
