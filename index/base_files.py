@@ -157,9 +157,9 @@ def _load(folder: Path, manifest_sha256: str) -> Base:
     ids = _read(folder / IDS_FILE, lambda path: np.load(path, allow_pickle=False))
     ann: Any | None = None
     if ANN_FILE in manifest["files"]:
-        ann = _read(
-            folder / ANN_FILE, lambda path: faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        )
+        # FAISS copies fast-scan codes out of a mapped file, and would hold both.
+        flags = faiss.IO_FLAG_MMAP_IFC if manifest["kind"] == "hnsw" else 0
+        ann = _read(folder / ANN_FILE, lambda path: faiss.read_index(str(path), flags))
     if VECTORS_FILE in manifest["files"]:
         mapped = _read(
             folder / VECTORS_FILE, lambda path: np.load(path, mmap_mode="r", allow_pickle=False)
