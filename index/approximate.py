@@ -46,6 +46,9 @@ TUNED_K = 10
 #: Candidates beyond those asked for, so that a tie across the k-th place shows.
 SLACK = 8
 
+#: efSearch, at least, of the graph that finds the cells of an "ivf" index.
+CELL_EFFORT_LEAST = 16
+
 #: How a search for more neighbours, or among fewer items, widens: see ``widening``.
 WIDENING = 0.5
 
@@ -218,15 +221,22 @@ class ApproximateSegment:
         parameters = self._parameters.get(effort)
         if parameters is None:
             if ivf:
-                parameters = faiss.SearchParametersIVF(  # type: ignore[call-arg]
-                    nprobe=effort, sel=self._selector
-                )
+                parameters = self._ivf_parameters(effort)
             else:
                 parameters = faiss.SearchParametersHNSW(  # type: ignore[attr-defined]
                     efSearch=effort, sel=self._selector
                 )
             self._parameters[effort] = parameters
         return parameters
+
+    def _ivf_parameters(self, nprobe: int) -> faiss.SearchParameters:
+        options = {"nprobe": nprobe, "sel": self._selector}
+        if isinstance(faiss.downcast_index(self._ann.quantizer), faiss.IndexHNSW):
+            # The graph of the cells' centres, too, finds some and not others.
+            options["quantizer_params"] = faiss.SearchParametersHNSW(  # type: ignore[attr-defined]
+                efSearch=max(CELL_EFFORT_LEAST, 2 * nprobe)
+            )
+        return faiss.SearchParametersIVF(**options)
 
     def _forbidden(self) -> Ids:
         if self._allowed is None:
