@@ -47,7 +47,7 @@ TUNED_K = 10
 SLACK = 8
 
 #: efSearch, at least, of the graph that finds the cells of an "ivf" index.
-CELL_EFFORT_LEAST = 16
+CELL_EFFORT_LEAST = 32
 
 #: How a search for more neighbours, or among fewer items, widens: see ``widening``.
 WIDENING = 0.5
