@@ -50,8 +50,8 @@ LEAST_PER_CELL = 12
 GRAPH_CELLS = 2048
 GRAPH_NEIGHBOURS = 32
 
-#: How well it is built, and how hard it looks for the cell that a vector is added to. On a million
-#: vectors with FAISS's own 40 and 16, a fifth of them came into another cell than the nearest, and a
+#: How well it is built, and how hard it looks for the cell of a vector that is added. On a million
+#: vectors with FAISS's own 40 and 16, a fifth came into another cell than the nearest, and a
 #: search had to look into a hundred times as many.
 GRAPH_CONSTRUCTION = 200
 GRAPH_ADDING = 40
