@@ -1,36 +1,58 @@
 # syntax=docker/dockerfile:1
 #
-#   docker build -t dscl .                          serve: small, without torch
-#   docker build -t dscl-train --target train .     train: with torch
+#   docker build -t dscl .                                  serve: small, without torch
+#   docker build -t dscl --build-arg EXTRAS=milvus .        … with optional parts of pyproject.toml
+#   docker build -t dscl-train --target train .             train: with torch, for NVIDIA GPUs
 #
+# scripts/run_dockerfile.py executes the RUN, HEALTHCHECK and CMD lines without a Docker engine.
+
 FROM python:3.11-slim-bookworm AS base
-ENV PYTHONUNBUFFERED=1 \
+# Numeric user without an account: nothing to look up, and Kubernetes can tell that it is not root.
+# HOME is the one place that is writable under a read-only root file system (a tmpfs on /tmp).
+ENV PATH="/opt/dscl/bin:$PATH" \
+    PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    PIP_NO_CACHE_DIR=1 \
-    PIP_DISABLE_PIP_VERSION_CHECK=1
+    HOME=/tmp
+
+# What is only needed to install: the final stages take /opt/dscl from it, and no sources.
+FROM base AS source
 WORKDIR /app
-RUN useradd --create-home --uid 1000 dscl
+RUN python -m venv /opt/dscl
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY index ./index
 COPY service ./service
-
-FROM base AS train
 COPY training ./training
-RUN pip install -c constraints.txt '.[train]'
-USER 1000
+
+FROM source AS serve-installed
+ARG EXTRAS=""
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /opt/dscl/bin/pip install --disable-pip-version-check -c constraints.txt ".${EXTRAS:+[$EXTRAS]}"
+
+FROM source AS train-installed
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /opt/dscl/bin/pip install --disable-pip-version-check -c constraints.txt ".[train]"
+
+# PyPI's torch for Linux brings the CUDA libraries; the driver comes from the host, through the
+# NVIDIA Container Toolkit (docker run --gpus all).
+FROM base AS train
+COPY --from=train-installed /opt/dscl /opt/dscl
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    TORCH_HOME=/data/.cache/torch
+USER 1000:1000
 WORKDIR /data
 ENTRYPOINT ["dscl"]
 CMD ["train", "--help"]
 
 # The last stage is what `docker build` makes without --target.
 FROM base AS serve
-RUN pip install -c constraints.txt .
-USER 1000
+COPY --from=serve-installed /opt/dscl /opt/dscl
+USER 1000:1000
 WORKDIR /data
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health/ready', timeout=2)"]
-# Inside a container every address is the container's own: what reaches it is decided by the
-# published port (docker-compose.yml publishes it on the host's loopback only).
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import urllib.request as u; u.build_opener(u.ProxyHandler({})).open('http://127.0.0.1:8000/health/ready', timeout=2)"]
+# Listens for other containers, and so refuses to start without access keys (DSCL_KEYS_FILE), unless
+# DSCL_INSECURE=1 says that whoever reaches it may change the gallery.
 ENTRYPOINT ["dscl"]
-CMD ["serve", "--gallery", "/data/gallery", "--host", "0.0.0.0", "--insecure"]
+CMD ["serve", "--gallery", "/data/gallery", "--host", "0.0.0.0"]

@@ -1,7 +1,8 @@
 # Everything on a fresh machine with Python 3.11 or newer:
 #   make demo    install, then the main job on cars it draws itself (ARGS=--no-serve ends by itself)
-#   make test    install, then all tests
-.PHONY: setup demo test lint serve
+#   make test    install, also Chromium where apt can, then all tests
+#   make check-deploy    Dockerfile, docker-compose.yml and deploy/, by the programs that read them
+.PHONY: setup demo test lint serve browser check-deploy
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,8 +22,16 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	@PATH="$(abspath $(BIN)):$$PATH" bash demo.sh $(ARGS)
 
-test: setup
+test: setup browser
 	$(BIN)/python -m pytest $(ARGS)
+
+# The browser that the page is tested in: what there is, or Debian's. Without one those tests say so.
+browser: setup
+	@$(BIN)/python -c 'from tests.service.browser import find_chromium; exit(find_chromium() is None)' \
+	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "Installing Chromium …" \
+	    && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
+	      --no-install-recommends chromium fonts-liberation >/dev/null; } \
+	  || echo "No Chromium, and no apt-get that may install it: the tests of the page in a browser are skipped."
 
 lint: setup
 	$(BIN)/ruff check .
@@ -33,3 +42,10 @@ lint: setup
 GALLERY ?= demo/gallery
 serve: setup
 	$(BIN)/dscl serve --gallery $(GALLERY) $(ARGS)
+
+# The Dockerfile's own lines, too, in a folder that stands for the container: minutes, as it installs
+# anew. TARGET=train installs torch.
+TARGET ?= serve
+check-deploy: setup
+	$(BIN)/python scripts/check_deploy.py $(ARGS)
+	$(BIN)/python scripts/run_dockerfile.py --target $(TARGET)

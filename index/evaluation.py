@@ -19,8 +19,10 @@ from index.metrics import Progress
 from index.vectors import VectorIndex
 
 __all__ = [
+    "MAX_CONFUSION",
     "MAX_HARDEST",
     "ClassFigures",
+    "Confusion",
     "Evaluation",
     "HardQuery",
     "Judged",
@@ -36,6 +38,9 @@ BLOCK_RESULTS = 2**20
 #: The most queries that are listed with their neighbours, and how many neighbours each is given.
 MAX_HARDEST = 100
 NEIGHBOURS = 8
+
+#: The most pairs of labels that are listed.
+MAX_CONFUSION = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +115,18 @@ class HardQuery:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """Queries of one label whose nearest item has another."""
+
+    label: str  #: of the queries
+    found: str  #: of what they found
+    count: int  #: how many queries
+    share: float  #: of all queries of ``label`` that have a right answer, above 0, up to 1
+    query: int  #: the one of them that is nearest to what it found: id, or −1 − i as in HardQuery …
+    nearest: JudgedNeighbour  #: … and what it found
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Retrieval metrics of a gallery and how they were taken."""
 
@@ -119,6 +136,7 @@ class Evaluation:
     gallery: int  #: labelled items that the queries were looked up in
     per_class: list[ClassFigures] | None = None  #: by label; None unless asked for
     hardest: list[HardQuery] | None = None  #: hardest first; None unless asked for
+    confusion: list[Confusion] | None = None  #: most frequent first; None unless asked for
 
 
 def evaluate(
@@ -131,6 +149,7 @@ def evaluate(
     clustering: bool = False,
     per_class: bool = False,
     hardest: int = 0,
+    confusion: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Judge how well queries find the items of their label.
@@ -146,13 +165,16 @@ def evaluate(
         per_class: also the figures of each label.
         hardest: also so many queries, up to 100, with their neighbours: those of the lowest average
             precision; of equals, those whose first right answer is deeper, then in their order.
+        confusion: also so many pairs of labels, up to 1000, where queries of the one found the
+            other first: the most frequent; of equals, the larger share of the queries' label, then
+            by label.
         progress: told how many of how many queries are done; what it raises stops the work.
 
     Raises:
-        InvalidArgumentError: K or ``hardest`` out of range, no query with a right answer, or
-            ``clustering`` with an index.
+        InvalidArgumentError: K, ``hardest`` or ``confusion`` out of range, no query with a right
+            answer, or ``clustering`` with an index.
     """
-    check_wanted(exact=index is None, clustering=clustering, hardest=hardest)
+    check_wanted(exact=index is None, clustering=clustering, hardest=hardest, confusion=confusion)
     ranking: metrics.Ranking
     if index is None:
         # Exact ranking takes ties by row, which is by id as long as ids ascend.
@@ -175,10 +197,11 @@ def evaluate(
         gallery=int(np.count_nonzero(judged.gallery)),
         per_class=_per_class(figures, judged) if per_class else None,
         hardest=_hardest(figures, judged, ranking, hardest) if hardest else None,
+        confusion=_confusion(figures, judged, confusion) if confusion else None,
     )
 
 
-def check_wanted(*, exact: bool, clustering: bool, hardest: int) -> None:
+def check_wanted(*, exact: bool, clustering: bool, hardest: int, confusion: int) -> None:
     """Raises InvalidArgumentError for what ``evaluate`` would refuse, before anything is read."""
     if clustering and not exact:
         raise InvalidArgumentError(
@@ -187,6 +210,10 @@ def check_wanted(*, exact: bool, clustering: bool, hardest: int) -> None:
     if not 0 <= hardest <= MAX_HARDEST:
         raise InvalidArgumentError(
             f"hardest is {hardest}: expected a whole number of queries from 0 to {MAX_HARDEST}."
+        )
+    if not 0 <= confusion <= MAX_CONFUSION:
+        raise InvalidArgumentError(
+            f"confusion is {confusion}: expected a whole number of pairs from 0 to {MAX_CONFUSION}."
         )
 
 
@@ -229,6 +256,39 @@ def _hardest(
             neighbours=_described(judged, row, near[row]),
         )
         for place, row in zip(places, figures.rows[places].tolist(), strict=True)
+    ]
+
+
+def _confusion(figures: metrics.QueryFigures, judged: Judged, count: int) -> list[Confusion]:
+    own, found = judged.classes[figures.rows], judged.classes[figures.nearest]
+    found = np.where(figures.nearest < 0, own, found)  # an index may find nothing at all
+    queries = np.bincount(own, minlength=len(judged.names))
+    wrong = np.flatnonzero(own != found)
+    pairs, place, counts = np.unique(
+        own[wrong] * len(judged.names) + found[wrong], return_inverse=True, return_counts=True
+    )
+    labels, others = np.divmod(pairs, len(judged.names))
+    shares = counts / queries[labels]
+    scores = np.einsum(
+        "qd,qd->q",
+        judged.vectors[figures.rows[wrong]],
+        judged.vectors[figures.nearest[wrong]],
+    )
+    # The nearest query of each pair comes first in its run; of equals, the first.
+    order = np.lexsort((-scores, place))
+    best = wrong[order[np.searchsorted(place[order], np.arange(len(pairs)))]]
+    return [
+        Confusion(
+            label=judged.names[labels[pair]],
+            found=judged.names[others[pair]],
+            count=int(counts[pair]),
+            share=float(shares[pair]),
+            query=int(judged.ids[figures.rows[best[pair]]]),
+            nearest=_described(
+                judged, int(figures.rows[best[pair]]), figures.nearest[best[pair], None]
+            )[0],
+        )
+        for pair in np.lexsort((pairs, -shares, -counts))[:count]
     ]
 
 

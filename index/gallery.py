@@ -27,10 +27,12 @@ from index.evaluation import Evaluation, Judged, check_wanted, evaluate
 from index.evaluation import Progress as EvaluationProgress
 from index.files import replace_folder
 from index.filters import Filter, compile_where, either, field_type
+from index.gallery_map import GalleryMap, draw, extend, read_map, write_map
 from index.live import IndexInfo, LiveIndex, State
 from index.lock import WriterLock
 from index.model import Model
 from index.photos import AttributeValue
+from index.projection import Progress as MapProgress
 from index.results import MAX_K, Hits, best_of_groups, check_k, check_offset, check_threshold
 from index.runtimes import Precision, Runtime
 from index.tuning import Progress, check_target
@@ -92,6 +94,7 @@ class Gallery:
         self._writer_lock = lock
         self._identity = catalog.path.stat()
         self._live = LiveIndex(catalog, path / VECTORS_FOLDER, writable=lock is not None)
+        self._unkept_map: GalleryMap | None = None  # drawn here, and written nowhere
 
     @classmethod
     def create(
@@ -396,6 +399,24 @@ class Gallery:
         """
         return self._catalog.vectors(ids)
 
+    def ids(self, where: Where | None = None) -> NDArray[np.int64]:
+        """The ids of all items, or of those that a filter matches, int64 (n,), ascending.
+
+        Raises:
+            FilterError: a filter that cannot be understood.
+        """
+        if where is None:
+            return self._live.state().index.live()[0]
+        return self._catalog.select(self._compiled(where))
+
+    def values_of(self, ids: Sequence[int], field: str) -> list[AttributeValue]:
+        """A field of these items, in the same order; None without a value, or without the item.
+
+        Raises:
+            FilterError: there is no such field.
+        """
+        return self._catalog.attribute_of(ids, field)
+
     def files(self, root: Path) -> dict[str, tuple[int, int]]:
         """Path → (size, mtime_ns) of the photos that were indexed from folder ``root``."""
         return self._catalog.files(root)
@@ -432,6 +453,56 @@ class Gallery:
         """What serves searches now, without the sizes of files that ``info`` measures."""
         return self._live.info()
 
+    # Map
+
+    def map(self) -> GalleryMap | None:
+        """Where items are on the map that was drawn last; None if there is none of these vectors.
+
+        Items may have come and gone since. An item on it that is still there is where it belongs.
+        """
+        drawn = self._unkept_map or read_map(self.path)
+        if drawn is None or drawn.model_sha256 != self.model.sha256:
+            return None
+        # Of a history that a snapshot has replaced, ids mean nothing.
+        return drawn if drawn.seq >= int(self._catalog.meta("floor")) else None
+
+    def draw_map(
+        self, *, anew: bool = False, keep: bool = True, progress: MapProgress | None = None
+    ) -> GalleryMap:
+        """Lay the items out in two dimensions, neighbours next to one another.
+
+        Where few have come since the last map, they are put into it, which is quick. Else all are
+        laid out anew, from where they were: a minute of a core for 50,000.
+
+        Args:
+            anew: also where few have come; nothing of the last map remains.
+            keep: write it into the gallery's folder, for which the gallery need not be open for
+                writing; else it is there as long as the gallery is open.
+            progress: told (done, total, stage); what it raises stops the work, and the map is as
+                it was.
+
+        Raises:
+            InvalidArgumentError: there are no items.
+            GalleryError: it cannot be written.
+        """
+        state = self._live.state()
+        ids, vectors = state.index.live()
+        before = None if anew else self.map()
+        drawn = None if before is None else extend(before, ids, vectors, seq=state.seq)
+        if drawn is None:
+            drawn = draw(
+                ids,
+                vectors,
+                seq=state.seq,
+                model_sha256=self.model.sha256,
+                before=before,
+                progress=progress,
+            )
+        if keep:
+            write_map(self.path, drawn)
+        self._unkept_map = None if keep else drawn
+        return drawn
+
     # Judging
 
     def evaluate(
@@ -445,6 +516,7 @@ class Gallery:
         clustering: bool = False,
         per_class: bool = False,
         hardest: int = 0,
+        confusion: int = 0,
         progress: EvaluationProgress | None = None,
     ) -> Evaluation:
         """recall@K and companions over the gallery itself, leave-one-out.
@@ -463,16 +535,18 @@ class Gallery:
             clustering: also the NMI of a k-means clustering.
             per_class: also the figures of each label.
             hardest: also so many of the hardest queries, up to 100, with their neighbours.
+            confusion: also so many pairs of labels, up to 1000, that are taken for one another.
             progress: told how many of how many queries are done; what it raises stops the work.
 
         Raises:
-            InvalidArgumentError: K or ``hardest`` out of range, no query with a right answer,
-                ``clustering`` without ``exact``, or ``where`` beside one of the other two.
+            InvalidArgumentError: K, ``hardest`` or ``confusion`` out of range, no query with a
+                right answer, ``clustering`` without ``exact``, or ``where`` beside one of the other
+                two.
             FilterError: a filter that cannot be understood.
         """
         for k in ks:
             check_k(k)
-        check_wanted(exact=exact, clustering=clustering, hardest=hardest)
+        check_wanted(exact=exact, clustering=clustering, hardest=hardest, confusion=confusion)
         if where is not None:
             if query_where is not None or gallery_where is not None:
                 raise InvalidArgumentError(
@@ -501,6 +575,7 @@ class Gallery:
             clustering=clustering,
             per_class=per_class,
             hardest=hardest,
+            confusion=confusion,
             progress=progress,
         )
 
@@ -515,6 +590,7 @@ class Gallery:
         clustering: bool = False,
         per_class: bool = False,
         hardest: int = 0,
+        confusion: int = 0,
         progress: EvaluationProgress | None = None,
     ) -> Evaluation:
         """recall@K and companions of labelled photos that are looked up in the gallery.
@@ -532,7 +608,7 @@ class Gallery:
         """
         for k in ks:
             check_k(k)
-        check_wanted(exact=exact, clustering=clustering, hardest=hardest)
+        check_wanted(exact=exact, clustering=clustering, hardest=hardest, confusion=confusion)
         vectors = np.asarray(vectors, np.float32)
         self._check_vectors(vectors, "a photo's vector")
         gallery = None if gallery_where is None else self._compiled(gallery_where)
@@ -555,6 +631,7 @@ class Gallery:
             clustering=clustering,
             per_class=per_class,
             hardest=hardest,
+            confusion=confusion,
             progress=progress,
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,16 @@ from PIL import (
 
 from index.errors import ImageError, InvalidArgumentError
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "MIN_SIDE", "ResizeMode", "decode", "resize"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "MIN_SIDE",
+    "Area",
+    "ResizeMode",
+    "decode",
+    "resize",
+    "seen_area",
+]
 
 #: File name endings that folder scans take for photos. ``decode`` itself goes by content.
 IMAGE_SUFFIXES = frozenset(
@@ -147,6 +156,34 @@ def resize(
     else:
         resized = source.resize(size, bilinear)
     return np.asarray(resized)
+
+
+class Area(NamedTuple):
+    """A rectangle in a photo, as fractions of its width and height from the upper left corner.
+
+    Outside 0 … 1 where it reaches beyond the photo.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def seen_area(
+    source_height: int, source_width: int, height: int, width: int, mode: ResizeMode
+) -> Area:
+    """The part of a photo that fills the picture that ``resize`` makes of it.
+
+    With ``crop`` less than the whole, with ``pad`` more: the photo and the grey beside it.
+    """
+    if mode == "squash":
+        return Area(0, 0, 1, 1)
+    scales = (height / source_height, width / source_width)
+    scale = max(scales) if mode == "crop" else min(scales)
+    # Both are centred.
+    tall, wide = (height / (source_height * scale), width / (source_width * scale))
+    return Area((1 - wide) / 2, (1 - tall) / 2, (1 + wide) / 2, (1 + tall) / 2)
 
 
 def _read(source: bytes | Path) -> tuple[str, bytes]:

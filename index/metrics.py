@@ -81,6 +81,7 @@ class QueryFigures:
     ]  #: [q], rank of the first right one, from 1; 0 if beyond what was ranked
     r_precision: NDArray[np.float64]  #: [q]
     average_precision: NDArray[np.float64]  #: [q], at R
+    nearest: NDArray[np.int64]  #: [q], which row was found first
     skipped: int  #: queries left out, as their gallery has no item of their class
 
     def __len__(self) -> int:
@@ -175,11 +176,11 @@ def judge(
     scores, done = [], 0
     for rows, neighbours in ranking(depths):
         relevant = classes[neighbours] == classes[rows, None]
-        scores.append((rows, *score(relevant, counts[rows])))
+        scores.append((rows, neighbours[:, 0].copy(), *score(relevant, counts[rows])))
         done += len(rows)
         if progress is not None:
             progress(done, answered)
-    rows, first, r_precision, average_precision = (
+    rows, found, first, r_precision, average_precision = (
         np.concatenate(parts) for parts in zip(*scores, strict=True)
     )
     order = np.argsort(rows)
@@ -190,6 +191,7 @@ def judge(
         first=first[order],
         r_precision=r_precision[order],
         average_precision=average_precision[order],
+        nearest=found[order],
         skipped=asked - answered,
     )
 

@@ -2,8 +2,8 @@
 
 A model folder holds ``model.onnx`` (``pixels`` uint8 [n, 3, h, w] → ``embedding`` float32 [n, d] of
 unit length, everything in between inside the graph) and ``model.json``, the card; beside them may
-lie the same model in lower precision, as graphs that the card lists. Training writes such folders;
-this module reads them, and needs no training code to do so.
+lie the same model in lower precision and the graph that shows similar regions, which the card
+lists. Training writes such folders; this module reads them, and needs no training code to do so.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 
 from index.errors import InvalidArgumentError, ModelError
 from index.files import replace_folder, sha256_bytes, sha256_file
-from index.images import MAX_PIXELS, ResizeMode, decode, resize
+from index.images import MAX_PIXELS, Area, ResizeMode, decode, resize, seen_area
+from index.regions import RegionGraph, RegionReader
 from index.runtimes import (
     Precision,
     Runtime,
@@ -75,6 +77,7 @@ class ModelCard:
     versions: dict[str, str] = field(default_factory=dict)
     created: str | None = None
     precisions: dict[str, LowerPrecision] = field(default_factory=dict)  #: by name: ``int8``
+    regions: RegionGraph | None = None  #: where the embedding adds up over the feature map
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -115,7 +118,11 @@ class ModelCard:
             raise ModelError(
                 f"{path}: resize {card.resize!r} is not one of {get_args(ResizeMode)}."
             )
-        return dataclasses.replace(card, precisions=_lower_precisions(path, card.precisions))
+        return dataclasses.replace(
+            card,
+            precisions=_lower_precisions(path, card.precisions),
+            regions=_regions(path, card.regions),
+        )
 
     def graph(self, precision: Precision) -> tuple[str, str]:
         """Name and SHA-256 of the file that is run in this precision.
@@ -146,12 +153,32 @@ def _lower_precisions(path: Path, values: Any) -> dict[str, LowerPrecision]:
             f"{path}: precisions cannot be read: {error}. Export the model again."
         ) from error
     for name, entry in found.items():
-        if not isinstance(entry.file, str) or Path(entry.file).name != entry.file:
-            raise ModelError(
-                f"{path}: precision {name} is to be in {entry.file!r}; expected the name of a "
-                "file in the model folder."
-            )
+        _check_beside(path, f"precision {name}", entry.file)
     return found
+
+
+def _regions(path: Path, values: Any) -> RegionGraph | None:
+    if values is None:
+        return None
+    try:
+        graph = RegionGraph(**values)
+    except TypeError as error:
+        raise ModelError(
+            f"{path}: regions cannot be read: {error}. Export the model again."
+        ) from error
+    _check_beside(path, "regions", graph.file)
+    if not isinstance(graph.maps, list) or len(graph.maps) not in (1, 2):
+        raise ModelError(
+            f"{path}: regions.maps is {graph.maps!r}; expected the names of one or two tensors."
+        )
+    return graph
+
+
+def _check_beside(path: Path, what: str, file: Any) -> None:
+    if not isinstance(file, str) or Path(file).name != file:
+        raise ModelError(
+            f"{path}: {what} is to be in {file!r}; expected the name of a file in the model folder."
+        )
 
 
 class Model:
@@ -165,6 +192,7 @@ class Model:
         *,
         runtime: RuntimeName,
         precision: Precision,
+        threads: int = 1,
     ) -> None:
         self.path = path
         self.card = card
@@ -173,6 +201,9 @@ class Model:
         #: Photos with more pixels are refused by ``prepare``.
         self.max_pixels = MAX_PIXELS
         self._session = session
+        self._threads = threads
+        self._regions: RegionReader | None = None
+        self._regions_lock = threading.Lock()
 
     @classmethod
     def load(
@@ -205,24 +236,12 @@ class Model:
         name = choose_runtime(runtime, precision)
         card = ModelCard.read(path / CARD_FILE)
         file, sha256 = card.graph(precision)
-        try:
-            graph = (path / file).read_bytes()
-        except OSError as error:
-            raise ModelError(
-                f"{path / file} cannot be read: {error.strerror}. Export the model again."
-            ) from error
-        digest = sha256_bytes(graph)
-        if digest != sha256:
-            raise ModelError(
-                f"{path / file} is not the file its card describes: SHA-256 is "
-                f"{digest[:12]}…, the card says {str(sha256)[:12]}…. The file was changed or "
-                "damaged: copy the model folder again, or export it anew."
-            )
+        graph = _read(path / file, sha256)
         try:
             session = open_session(graph, runtime=name, precision=precision, threads=threads)
         except ModelError as error:
             raise ModelError(f"{path / file}: {error}") from error
-        return cls(path, card, session, runtime=name, precision=precision)
+        return cls(path, card, session, runtime=name, precision=precision, threads=threads)
 
     @property
     def sha256(self) -> str:
@@ -238,11 +257,20 @@ class Model:
         Raises:
             ImageError: see ``index.images.decode``.
         """
+        pixels, _ = self.prepare_with_area(source)
+        return pixels
+
+    def prepare_with_area(self, source: bytes | Path) -> tuple[NDArray[np.uint8], Area]:
+        """As ``prepare``, and which part of the photo the model sees.
+
+        Raises:
+            ImageError: see ``index.images.decode``.
+        """
         card = self.card
         image = decode(source, at_least=(card.height, card.width), max_pixels=self.max_pixels)
-        return np.ascontiguousarray(
-            resize(image, card.height, card.width, card.resize).transpose(2, 0, 1)
-        )
+        pixels = resize(image, card.height, card.width, card.resize).transpose(2, 0, 1)
+        area = seen_area(image.shape[0], image.shape[1], card.height, card.width, card.resize)
+        return np.ascontiguousarray(pixels), area
 
     def embed(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed prepared images.
@@ -273,6 +301,28 @@ class Model:
         embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), TINY)
         return embeddings
 
+    def regions(self) -> RegionReader | None:
+        """What shows which regions make photos alike; None where the model cannot.
+
+        Opened at the first call: a second copy of the fp32 graph, whatever the precision of the
+        vectors, in ONNX Runtime on the CPU.
+
+        Raises:
+            ModelError: its files are missing or not those of the card, or cannot be loaded.
+        """
+        described = self.card.regions
+        if described is None:
+            return None
+        with self._regions_lock:
+            if self._regions is None:
+                self._regions = RegionReader(
+                    _read(self.path / GRAPH_FILE, self.sha256),
+                    _read(self.path / described.file, described.sha256),
+                    described.maps,
+                    threads=self._threads,
+                )
+            return self._regions
+
     def copy_to(self, path: Path) -> None:
         """Copy card and graphs, all that inference needs, to a folder that does not exist yet.
 
@@ -281,6 +331,8 @@ class Model:
         """
         graphs = {GRAPH_FILE: self.sha256}
         graphs |= {entry.file: entry.sha256 for entry in self.card.precisions.values()}
+        if self.card.regions is not None:
+            graphs[self.card.regions.file] = self.card.regions.sha256
         with replace_folder(path) as fresh:
             try:
                 for name in (*graphs, CARD_FILE):
@@ -294,3 +346,21 @@ class Model:
                     raise ModelError(
                         f"{self.path / name} has changed since it was loaded: run it again."
                     )
+
+
+def _read(path: Path, sha256: str) -> bytes:
+    """A graph's bytes, if they are those that the card describes."""
+    try:
+        graph = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"{path} cannot be read: {error.strerror}. Export the model again."
+        ) from error
+    digest = sha256_bytes(graph)
+    if digest != sha256:
+        raise ModelError(
+            f"{path} is not the file its card describes: SHA-256 is {digest[:12]}…, the card says "
+            f"{str(sha256)[:12]}…. The file was changed or damaged: copy the model folder again, "
+            "or export it anew."
+        )
+    return graph

@@ -19,9 +19,11 @@ from service.middleware import install_middleware
 from service.routes import (
     admin,
     evaluate,
+    explain,
     fields,
     items,
     jobs,
+    map,
     metrics,
     page,
     photos,
@@ -152,7 +154,20 @@ def create_app(settings: Settings) -> FastAPI:
     install_middleware(app, settings)
     install_error_handlers(app)
     # /items/by-sku/… must be met before /items/{item_id}/similar, which is a search.
-    for module in (items, photos, search, fields, jobs, evaluate, system, metrics, admin, page):
+    for module in (
+        items,
+        photos,
+        search,
+        explain,
+        fields,
+        jobs,
+        evaluate,
+        map,
+        system,
+        metrics,
+        admin,
+        page,
+    ):
         app.include_router(module.router)
     app.mount("/web", page.PageFiles())
     return app

@@ -49,6 +49,8 @@ STATUS = {
     "gallery_invalid": 503,
     "gallery_locked": 409,
     "gallery_read_only": 409,
+    "map_missing": 404,
+    "regions_missing": 409,
     "reload_refused": 422,
     "writer_unavailable": 503,
     "image_animated": 422,

@@ -82,6 +82,7 @@ def judge_gallery(
         clustering=wanted.clustering,
         per_class=wanted.per_class,
         hardest=wanted.hardest,
+        confusion=wanted.confusion,
         progress=_ranking(progress),
     )
     return _judgement(gallery, evaluation, wanted.exact)
@@ -150,6 +151,7 @@ def judge_archive(
         clustering=wanted.clustering,
         per_class=wanted.per_class,
         hardest=wanted.hardest,
+        confusion=wanted.confusion,
         progress=_ranking(progress),
     )
     paths = [photo.path for photo in used]

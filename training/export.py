@@ -1,7 +1,8 @@
 """Network → model folder: one ONNX graph from uint8 photos to unit vectors, checked for parity.
 
 Whitening is folded into the last linear layer. The folder appears whole or not at all, and only
-after ONNX Runtime has given the network's own embeddings back.
+after ONNX Runtime has given the network's own embeddings back. Beside the graph lies a small one
+that shows similar regions, where the network has one to offer.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import datetime
 import importlib.metadata
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
@@ -25,7 +27,9 @@ from index.errors import DsclError
 from index.files import replace_folder, sha256_file
 from index.images import ResizeMode
 from index.model import CARD_FILE, GRAPH_FILE, ModelCard
+from index.regions import MAP_INPUT, REGIONS_FILE, SHARES_OUTPUT, RegionGraph, RegionReader
 from training.inference import InferenceNetwork
+from training.regions import WithMaps, find_shares
 
 __all__ = ["WEIGHTS_FILE", "ParityError", "check_parity", "export"]
 
@@ -68,14 +72,17 @@ def export(
         weights: what to keep for more training; default: the network's own state.
 
     Raises:
-        ParityError: ONNX Runtime's embeddings differ from the network's.
+        ParityError: ONNX Runtime's embeddings differ from the network's, or the shares of regions
+            do not add up to them.
     """
     network = network.cpu().eval()
     examples = _examples(height, width)
     with replace_folder(path) as fresh:
         graph = fresh / GRAPH_FILE
-        _write_graph(network, torch.from_numpy(examples[:2]), graph)
+        regions = _write_graphs(network, torch.from_numpy(examples), fresh)
         check_parity(network, graph, examples)
+        if regions is not None:
+            check_regions(network, graph, fresh / regions.file, regions.maps, examples)
         state = network.state_dict() if weights is None else weights
         save_file(
             {key: value.detach().cpu().contiguous() for key, value in state.items()},
@@ -90,6 +97,7 @@ def export(
             width=width,
             resize=resize,
             versions={package: importlib.metadata.version(package) for package in PACKAGES},
+            regions=regions,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **facts,
         )
@@ -119,7 +127,56 @@ def check_parity(network: nn.Module, graph: Path, pixels: NDArray[np.uint8]) -> 
         )
 
 
-def _write_graph(network: nn.Module, example: Tensor, path: Path) -> None:
+def check_regions(
+    network: nn.Module,
+    graph: Path,
+    shares: Path,
+    maps: Sequence[str],
+    pixels: NDArray[np.uint8],
+) -> None:
+    """Compare the sum of all regions' shares under ONNX Runtime with the network.
+
+    Raises:
+        ParityError: the cosine similarity of the two is below ``PARITY``.
+    """
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(pixels)).numpy()
+    reader = RegionReader(graph.read_bytes(), shares.read_bytes(), maps)
+    total = reader.shares(pixels).sum(axis=(1, 2))
+    total /= np.linalg.norm(total, axis=1, keepdims=True)
+    same = (total * expected).sum(axis=1).min()
+    if not same >= PARITY:
+        raise ParityError(
+            f"the shares of regions do not add up to the embedding: the cosine similarity of their "
+            f"sum with it is {same:.6f}, expected at least {PARITY}. Nothing was written. Report "
+            "the backbone and the versions of torch and onnxruntime."
+        )
+
+
+def _write_graphs(network: InferenceNetwork, examples: Tensor, folder: Path) -> RegionGraph | None:
+    """The model's graph, and the one that makes shares of its last map, if there is one."""
+    found = find_shares(network, examples)
+    if found is None:
+        _write_graph(network, examples[:2], folder / GRAPH_FILE, "pixels", ["embedding"])
+        return None
+    where, shares = found
+    with_maps = WithMaps(network, where).eval()
+    outputs = ["embedding", *with_maps.names]
+    _write_graph(with_maps, examples[:2], folder / GRAPH_FILE, "pixels", outputs)
+    # Its name stays in the graph, and ``index.regions`` asks for it; an embedding does not.
+    model = onnx.load(folder / GRAPH_FILE)
+    del model.graph.output[1:]
+    onnx.save(model, folder / GRAPH_FILE)
+    with torch.inference_mode():
+        feature_map = with_maps(examples[:2])[1].clone()
+    _write_graph(shares.eval(), feature_map, folder / REGIONS_FILE, MAP_INPUT, [SHARES_OUTPUT])
+    sha256 = sha256_file(folder / REGIONS_FILE)
+    return RegionGraph(file=REGIONS_FILE, sha256=sha256, maps=with_maps.names)
+
+
+def _write_graph(
+    network: nn.Module, example: Tensor, path: Path, given: str, gives: Sequence[str]
+) -> None:
     # The exporter warns and logs about its own internals; what counts is the parity check.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -128,9 +185,9 @@ def _write_graph(network: nn.Module, example: Tensor, path: Path) -> None:
             network,
             (example,),
             path,
-            input_names=["pixels"],
-            output_names=["embedding"],
-            dynamic_shapes={"pixels": {0: torch.export.Dim("n", min=1)}},
+            input_names=[given],
+            output_names=list(gives),
+            dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
             dynamo=True,
             external_data=False,
             verbose=False,

@@ -23,6 +23,7 @@ from service.schemas import (
     BatchResponse,
     EvaluationRequest,
     EvaluationResponse,
+    ExplainResponse,
     FieldsResponse,
     Health,
     ItemChange,
@@ -30,6 +31,7 @@ from service.schemas import (
     ItemResponse,
     Job,
     JobList,
+    MapResponse,
     ModelResponse,
     SearchResponse,
 )
@@ -202,6 +204,21 @@ def similar_items(item_id: int, options: SearchOptions) -> Call[SearchResponse]:
     )
 
 
+def explain(query: Photo | int, result: int) -> Call[ExplainResponse]:
+    """``POST /explain``."""
+    if isinstance(query, int):
+        params, uploads = {"result": result, "item": query}, []
+    else:
+        params, uploads = {"result": result}, [Upload("file", query)]
+    return Call(
+        method="POST",
+        path="explain",
+        params=params,
+        uploads=uploads,
+        read=_as(ExplainResponse),
+    )
+
+
 # Items
 
 
@@ -329,6 +346,17 @@ def evaluate_upload(
         uploads=[Upload("file", Path(archive))],
         read=_evaluation,
     )
+
+
+def draw_map(*, anew: bool) -> Call[Job]:
+    """``POST /map``."""
+    return Call(method="POST", path="map", params=_given({"anew": anew or None}), read=_as(Job))
+
+
+def get_map(colour: str | None, where: Where | None) -> Call[MapResponse]:
+    """``GET /map``."""
+    params = _given({"colour": colour, "where": _json("where", where)})
+    return Call(method="GET", path="map", params=params, read=_as(MapResponse))
 
 
 def list_jobs() -> Call[JobList]:

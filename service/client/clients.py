@@ -22,6 +22,7 @@ from service.schemas import (
     BatchResponse,
     EvaluationRequest,
     EvaluationResponse,
+    ExplainResponse,
     FieldsResponse,
     Health,
     ItemChange,
@@ -29,6 +30,7 @@ from service.schemas import (
     ItemResponse,
     Job,
     JobList,
+    MapResponse,
     ModelResponse,
     SearchResponse,
 )
@@ -141,6 +143,10 @@ class Client:
         """The items nearest to one of the gallery, which is not among them."""
         return self._run(calls.similar_items(item_id, options))
 
+    def explain(self, query: Photo | int, result: int) -> ExplainResponse:
+        """Which parts of a photo, or of an item (its id), make it similar to a result (its id)."""
+        return self._run(calls.explain(query, result))
+
     # Items
 
     def list_items(
@@ -232,6 +238,16 @@ class Client:
     def ready(self) -> Health:
         """Return once searches are answered; a service that is just starting is waited for."""
         return self._run(calls.ready())
+
+    # Map
+
+    def draw_map(self, *, anew: bool = False) -> Job:
+        """Start to draw the gallery's map, or to put into it what has come since: see ``wait``."""
+        return self._run(calls.draw_map(anew=anew))
+
+    def map(self, colour: str | None = None, *, where: Where | None = None) -> MapResponse:
+        """Where items are on the map, and with ``colour`` the values of that field."""
+        return self._run(calls.get_map(colour, where))
 
     # Evaluation
 
@@ -355,6 +371,10 @@ class AsyncClient:
         """As ``Client.similar_items``."""
         return await self._run(calls.similar_items(item_id, options))
 
+    async def explain(self, query: Photo | int, result: int) -> ExplainResponse:
+        """As ``Client.explain``."""
+        return await self._run(calls.explain(query, result))
+
     # Items
 
     async def list_items(
@@ -444,6 +464,16 @@ class AsyncClient:
     async def ready(self) -> Health:
         """As ``Client.ready``."""
         return await self._run(calls.ready())
+
+    # Map
+
+    async def draw_map(self, *, anew: bool = False) -> Job:
+        """As ``Client.draw_map``."""
+        return await self._run(calls.draw_map(anew=anew))
+
+    async def map(self, colour: str | None = None, *, where: Where | None = None) -> MapResponse:
+        """As ``Client.map``."""
+        return await self._run(calls.get_map(colour, where))
 
     # Evaluation
 

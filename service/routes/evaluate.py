@@ -11,7 +11,13 @@ from fastapi import APIRouter, Depends, File, Query, Request, Response, UploadFi
 from fastapi.responses import JSONResponse
 
 from index import Gallery
-from index.evaluation import MAX_HARDEST, HardQuery
+from index.evaluation import (
+    MAX_CONFUSION,
+    MAX_HARDEST,
+    Confusion,
+    HardQuery,
+    JudgedNeighbour,
+)
 from index.photos import Photo
 from service import schemas
 from service.archives import Archive, ArchiveLimits, detached
@@ -92,6 +98,7 @@ async def evaluate_upload(
     exact: Annotated[bool, Query(description="See `POST /evaluate`, as for all below.")] = True,
     per_class: bool = False,
     hardest: Annotated[int, Query(ge=0, le=MAX_HARDEST)] = 0,
+    confusion: Annotated[int, Query(ge=0, le=MAX_CONFUSION)] = 0,
     clustering: bool = False,
     background: bool = False,
 ) -> EvaluationResponse | Response:
@@ -110,6 +117,7 @@ async def evaluate_upload(
         exact=exact,
         per_class=per_class,
         hardest=hardest,
+        confusion=confusion,
         clustering=clustering,
     )
     archive, photos = await engine.read(_opened, engine, detached(file))
@@ -208,6 +216,9 @@ def _response(judgement: Judgement, took_ms: float) -> EvaluationResponse:
     hardest = None
     if evaluation.hardest is not None:
         hardest = [_hard(each, judgement.photos) for each in evaluation.hardest]
+    confusion = None
+    if evaluation.confusion is not None:
+        confusion = [_confused(each, judgement.photos) for each in evaluation.confusion]
     refused = None
     if judgement.refused is not None:
         refused = [schemas.RefusedPhoto(**asdict(each)) for each in judgement.refused[:LISTED]]
@@ -225,6 +236,7 @@ def _response(judgement: Judgement, took_ms: float) -> EvaluationResponse:
         index=index,
         per_class=per_class,
         hardest=hardest,
+        confusion=confusion,
         refused=refused,
         refused_total=len(judgement.refused or ()),
         took_ms=took_ms,
@@ -241,16 +253,30 @@ def _hard(query: HardQuery, photos: Sequence[str]) -> schemas.HardQuery:
         answers=query.answers,
         first_answer=query.first,
         thumbnail_url=thumbnail_url(query.id) if is_item else None,
-        neighbours=[
-            schemas.JudgedNeighbour(
-                id=near.id,
-                label=near.label,
-                right=near.label == query.label,
-                score=near.score,
-                thumbnail_url=thumbnail_url(near.id),
-            )
-            for near in query.neighbours
-        ],
+        neighbours=[_near(near, query.label) for near in query.neighbours],
+    )
+
+
+def _confused(pair: Confusion, photos: Sequence[str]) -> schemas.ConfusedLabels:
+    is_item = pair.query >= 0
+    return schemas.ConfusedLabels(
+        label=pair.label,
+        found=pair.found,
+        count=pair.count,
+        share=pair.share,
+        query=pair.query if is_item else None,
+        file=None if is_item else photos[-1 - pair.query],
+        nearest=_near(pair.nearest, pair.label),
+    )
+
+
+def _near(near: JudgedNeighbour, label: str) -> schemas.JudgedNeighbour:
+    return schemas.JudgedNeighbour(
+        id=near.id,
+        label=near.label,
+        right=near.label == label,
+        score=near.score,
+        thumbnail_url=thumbnail_url(near.id),
     )
 
 

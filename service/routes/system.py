@@ -41,4 +41,6 @@ async def ready(engine: EngineDep) -> Health:
 
 
 def _model(gallery: Gallery) -> ModelResponse:
-    return ModelResponse.of(gallery.model.card, len(gallery))
+    return ModelResponse.of(
+        gallery.model.card, items=len(gallery), mapped=gallery.map() is not None
+    )

@@ -3,6 +3,7 @@
 from service.schemas.common import FieldProblem, ModelReference, Problem, TookMs
 from service.schemas.evaluate import (
     ClassFigures,
+    ConfusedLabels,
     EvaluationRequest,
     EvaluationResponse,
     HardQuery,
@@ -10,6 +11,7 @@ from service.schemas.evaluate import (
     JudgedNeighbour,
     RefusedPhoto,
 )
+from service.schemas.explain import ExplainResponse, PhotoArea, PhotoRegions, RegionPair
 from service.schemas.items import (
     FieldsResponse,
     FieldSummary,
@@ -19,6 +21,7 @@ from service.schemas.items import (
     ValueCount,
 )
 from service.schemas.jobs import Job, JobList, JobProblem, JobProgress
+from service.schemas.map import LegendEntry, MapColours, MapResponse
 from service.schemas.search import (
     BatchAnswer,
     BatchResponse,
@@ -34,8 +37,10 @@ __all__ = [
     "BatchAnswer",
     "BatchResponse",
     "ClassFigures",
+    "ConfusedLabels",
     "EvaluationRequest",
     "EvaluationResponse",
+    "ExplainResponse",
     "FieldProblem",
     "FieldSummary",
     "FieldsResponse",
@@ -51,11 +56,17 @@ __all__ = [
     "JobProblem",
     "JobProgress",
     "JudgedNeighbour",
+    "LegendEntry",
+    "MapColours",
+    "MapResponse",
     "ModelReference",
     "ModelResponse",
+    "PhotoArea",
     "PhotoProblem",
+    "PhotoRegions",
     "Problem",
     "RefusedPhoto",
+    "RegionPair",
     "ReloadRequest",
     "ReloadResponse",
     "SearchResponse",

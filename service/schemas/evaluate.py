@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from index.evaluation import MAX_HARDEST
+from index.evaluation import MAX_CONFUSION, MAX_HARDEST
 from index.gallery import MAX_K
 from service.schemas.common import ModelReference, TookMs
 
 __all__ = [
     "ClassFigures",
+    "ConfusedLabels",
     "EvaluationRequest",
     "EvaluationResponse",
     "HardQuery",
@@ -46,6 +47,7 @@ class EvaluationRequest(BaseModel):
                     "query_where": {"year": {"gte": 2015}},
                     "per_class": True,
                     "hardest": 10,
+                    "confusion": 5,
                 }
             ]
         },
@@ -75,6 +77,13 @@ class EvaluationRequest(BaseModel):
         le=MAX_HARDEST,
         description="Also so many of the queries with the lowest average precision, and what they "
         "found.",
+    )
+    confusion: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_CONFUSION,
+        description="Also so many pairs of labels where queries of the one found the other first, "
+        "the most frequent.",
     )
     clustering: bool = Field(
         default=False,
@@ -124,6 +133,24 @@ class HardQuery(BaseModel):
         description="Null for an uploaded photo.", examples=["/items/17/thumbnail"]
     )
     neighbours: list[JudgedNeighbour] = Field(description="The 8 nearest, nearest first.")
+
+
+class ConfusedLabels(BaseModel):
+    """Queries of one label whose nearest item has another."""
+
+    label: str = Field(description="Of the queries.", examples=["audi-a4-2011"])
+    found: str = Field(description="Of what they found.", examples=["audi-s4-2012"])
+    count: int = Field(description="How many queries.", examples=[7])
+    share: float = Field(description="Of the queries of that label.", examples=[0.17])
+    query: int | None = Field(
+        description="The query of them that is nearest to what it found; null for an uploaded "
+        "photo.",
+        examples=[17],
+    )
+    file: str | None = Field(
+        description="Path of that uploaded photo in the zip, else null.", examples=[None]
+    )
+    nearest: JudgedNeighbour = Field(description="What it found.")
 
 
 class IndexReference(BaseModel):
@@ -185,6 +212,10 @@ class EvaluationResponse(BaseModel):
     )
     hardest: list[HardQuery] | None = Field(
         description="Hardest first; null unless asked for.",
+        json_schema_extra={"examples": [None]},
+    )
+    confusion: list[ConfusedLabels] | None = Field(
+        description="Most frequent first; null unless asked for.",
         json_schema_extra={"examples": [None]},
     )
     refused: list[RefusedPhoto] | None = Field(

@@ -32,12 +32,15 @@ class ModelResponse(BaseModel):
     versions: dict[str, str] = Field(description="Packages that made the model.")
     created: str | None
     format_version: int
+    regions: bool = Field(description="Whether `POST /explain` can show similar regions.")
     items: int = Field(description="Items in the gallery.", examples=[8131])
+    mapped: bool = Field(description="Whether the gallery's map has been drawn.")
 
     @classmethod
-    def of(cls, card: ModelCard, items: int) -> Self:
+    def of(cls, card: ModelCard, *, items: int, mapped: bool) -> Self:
         """The card of a gallery with ``items`` items."""
-        return cls(**dataclasses.asdict(card), items=items)
+        told = dataclasses.asdict(card) | {"regions": card.regions is not None}
+        return cls(**told, items=items, mapped=mapped)
 
 
 class Health(BaseModel):

@@ -1,64 +1,124 @@
-// Puts the page together: a photo comes in, a search goes out, results or a notice are shown.
+// The shell: which view is shown, the key, light or dark, and a server that is gone.
 
-import * as api from "./api.js";
-import { Picker } from "./picker.js";
-import * as quality from "./quality.js";
-import * as results from "./results.js";
+import { events, getJson, isAbort, key, onKeyWanted } from "./lib/api.js";
+import { clear, h } from "./lib/dom.js";
+import { plural } from "./lib/format.js";
+import { askForKey, showHelp } from "./shell.js";
 
-const RETRY_MS = 1000;
+// Loaded when they are first shown.
+const VIEWS = {
+  search: { title: "Search", load: () => import("./search/view.js") },
+  gallery: { title: "Gallery", load: () => import("./gallery/view.js") },
+  map: { title: "Map", load: () => import("./map/view.js") },
+  evaluate: { title: "Evaluate", load: () => import("./evaluate/view.js") },
+};
+const THEME = "dscl-theme";
 
-const facts = document.getElementById("facts");
-const empty = document.getElementById("empty");
-const count = document.getElementById("count");
+const root = document.getElementById("view");
+let leave = null;
+let shown = 0;
+let failed = false;
 
-let photo = null;
-let retry = null; // the timer of the next try to describe the gallery
-let running = null; // the AbortController of the search under way
+/** The view that the address names, and its parameters: `#/search?item=17`. */
+function place() {
+  const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
+  return { name: path in VIEWS ? path : "search", params: new URLSearchParams(query) };
+}
 
-const picker = new Picker((file) => {
-  photo = file;
-  search();
+async function show() {
+  const { name, params } = place();
+  shown += 1;
+  failed = false;
+  const mine = shown;
+  for (const link of document.querySelectorAll(".views a")) {
+    if (link.hash === `#/${name}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  document.title = `${VIEWS[name].title} · Search by photo`;
+  try {
+    const view = await VIEWS[name].load();
+    if (mine !== shown) return;
+    leave?.();
+    leave = null;
+    const left = await view.show(clear(root), params);
+    if (mine === shown) leave = left ?? null;
+    else left?.();
+  } catch (error) {
+    if (isAbort(error) || mine !== shown) return;
+    failed = true;
+    // A view that could not be loaded: whether the server is gone, a request tells.
+    if (error instanceof TypeError) tellFacts();
+    clear(root).append(
+      h(
+        "div",
+        { class: "notice notice-wrong", role: "alert" },
+        h("h1", { class: "notice-title" }, "That did not work"),
+        h("p", {}, error.detail ?? error.message),
+        h("p", {}, h("button", { type: "button", class: "button", onclick: show }, "Try again")),
+      ),
+    );
+  }
+}
+
+async function tellFacts() {
+  const facts = document.getElementById("facts");
+  try {
+    const { items } = await getJson("model");
+    facts.textContent = plural(items, "photo");
+    document.getElementById("key").hidden = key() === null;
+  } catch (error) {
+    facts.textContent = "";
+    document.getElementById("key").hidden = key() === null && error.status !== 401;
+  }
+}
+
+/** Another key shows the view anew. */
+async function changeKey() {
+  if (await askForKey()) show();
+}
+
+function switchTheme() {
+  const dark = document.documentElement.dataset.theme
+    ? document.documentElement.dataset.theme === "dark"
+    : matchMedia("(prefers-color-scheme: dark)").matches;
+  document.documentElement.dataset.theme = dark ? "light" : "dark";
+  localStorage.setItem(THEME, document.documentElement.dataset.theme);
+}
+
+function pressed(event) {
+  const typing = event.target.closest?.("input, textarea, select, [contenteditable]");
+  if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || typing) return;
+  if (document.querySelector("dialog[open]")) return;
+  if (event.key === "?") showHelp();
+  else if (event.key === "/") {
+    event.preventDefault();
+    const upload = [...document.querySelectorAll("[data-upload]")].find((each) => each.checkVisibility());
+    if (upload) upload.focus();
+    else location.hash = "#/search";
+  }
+}
+
+const theme = localStorage.getItem(THEME);
+if (theme) document.documentElement.dataset.theme = theme;
+onKeyWanted(askForKey);
+document.getElementById("theme").addEventListener("click", switchTheme);
+document.getElementById("help").addEventListener("click", showHelp);
+document.getElementById("key").addEventListener("click", changeKey);
+document.addEventListener("keydown", pressed);
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  root.focus();
 });
-count.addEventListener("change", () => { if (photo) search(); });
-quality.connect();
-describe();
-
-async function search() {
-  running?.abort();
-  const mine = new AbortController();
-  running = mine;
-  picker.busy = true;
-  try {
-    const answer = await api.search(photo, count.value, mine.signal);
-    notify(null);
-    if (answer.results.length) results.show(answer);
-    else results.hide();
-    await describe();
-  } catch (error) {
-    if (error.name === "AbortError") return;
-    results.hide();
-    notify(error);
-  } finally {
-    if (running === mine) picker.busy = false;
-  }
-}
-
-/** Say what is being searched; while the gallery is being opened, ask again. */
-async function describe() {
-  clearTimeout(retry);
-  try {
-    const { name, items, dim } = await api.model();
-    facts.textContent = `${items.toLocaleString("en")} photos · ${name} · ${dim} dimensions`;
-    empty.hidden = items > 0;
-  } catch (error) {
-    facts.textContent = error.message;
-    retry = setTimeout(describe, RETRY_MS);
-  }
-}
-
-function notify(error) {
-  const notice = document.getElementById("notice");
-  notice.hidden = error === null;
-  if (error === null) return;
-  document.getElementById("notice-text").textContent = error.message;
-}
+// What is dropped beside a place for it would replace the page.
+for (const name of ["dragover", "drop"]) window.addEventListener(name, (event) => event.preventDefault());
+window.addEventListener("hashchange", show);
+events.addEventListener("key", tellFacts);
+events.addEventListener("gallery", tellFacts);
+events.addEventListener("gone", () => (document.getElementById("gone").hidden = false));
+events.addEventListener("back", () => {
+  document.getElementById("gone").hidden = true;
+  tellFacts();
+  if (failed) show();
+});
+tellFacts();
+show();

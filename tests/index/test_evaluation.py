@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from index import Evaluation, Gallery, Model
 from index.errors import InvalidArgumentError
-from index.evaluation import MAX_HARDEST, HardQuery
+from index.evaluation import MAX_CONFUSION, MAX_HARDEST, Confusion, HardQuery
 from tests.index.gallery_items import DIM, item, unit
 from tests.tiny_model import make_model_folder
 
@@ -137,6 +138,28 @@ def assert_hardest_are_loop(found: Sequence[HardQuery], done: Sequence[Query], c
         assert [near.label for near in each.neighbours] == [near.label for near in nearest]
 
 
+def assert_confusion_is_loop(found: Sequence[Confusion], done: Sequence[Query]) -> None:
+    by_id = {near.id: near for query in done for near in query.ranking}
+    labels = Counter(query.label for query in done)
+    wrong: dict[tuple[str, str], list[Query]] = {}
+    for query in done:
+        first = query.ranking[0]
+        if first.label != query.label:
+            wrong.setdefault((str(query.label), str(first.label)), []).append(query)
+    expected = sorted(
+        wrong, key=lambda pair: (-len(wrong[pair]), -len(wrong[pair]) / labels[pair[0]], pair)
+    )
+    assert [(each.label, each.found) for each in found] == expected
+    for each in found:
+        queries = wrong[each.label, each.found]
+        assert each.count == len(queries)
+        assert each.share == pytest.approx(len(queries) / labels[each.label])
+        assert each.query in {query.id for query in queries}
+        [query] = [query for query in queries if query.id == each.query]
+        assert each.nearest.id == query.ranking[0].id
+        assert by_id[each.nearest.id].label == each.found
+
+
 SIDES: dict[str, tuple[dict[str, Any] | None, Callable[[Stored], bool]]] = {
     "all": (None, lambda _: True),
     "old": ({"year": {"lt": 2003}}, lambda each: each.year < 2003),
@@ -161,8 +184,11 @@ def test_figures_of_any_queries_in_any_gallery_are_those_of_a_double_loop(
         exact=exact,
         per_class=True,
         hardest=12,
+        confusion=MAX_CONFUSION,
     )
     assert_is_loop(found, done, skipped)
+    assert found.confusion is not None
+    assert_confusion_is_loop(found.confusion, done)
     assert found.hardest is not None
     assert_hardest_are_loop(found.hardest, done, 12)
     assert found.gallery == sum(each.label is not None for each in searched)
@@ -194,8 +220,11 @@ def test_photos_from_outside_are_looked_up_and_find_themselves(
         exact=exact,
         per_class=True,
         hardest=MAX_HARDEST,
+        confusion=MAX_CONFUSION,
     )
     assert_is_loop(found, done, skipped)
+    assert found.confusion is not None
+    assert_confusion_is_loop(found.confusion, done)
     assert found.hardest is not None
     assert_hardest_are_loop(found.hardest, done, MAX_HARDEST)
     assert "32 photos looked up in" in found.protocol
@@ -212,6 +241,15 @@ def test_where_is_both_sides_and_stands_alone(gallery: Gallery) -> None:
 def test_what_was_not_asked_for_is_not_there(gallery: Gallery) -> None:
     found = gallery.evaluate(KS)
     assert (found.per_class, found.hardest, found.metrics.nmi) == (None, None, None)
+    assert found.confusion is None
+
+
+@pytest.mark.parametrize("count", [-1, MAX_CONFUSION + 1])
+def test_a_number_of_confused_pairs_out_of_range_is_refused(gallery: Gallery, count: int) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"confusion is {count}"):
+        gallery.evaluate(KS, confusion=count)
+    some = gallery.evaluate(KS, confusion=2).confusion
+    assert some == gallery.evaluate(KS, confusion=3).confusion[:2]
 
 
 @pytest.mark.parametrize("count", [-1, MAX_HARDEST + 1])

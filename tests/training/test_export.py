@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import training.export
 from index.files import sha256_file
 from index.model import CARD_FILE, GRAPH_FILE, Model, ModelCard
+from index.regions import REGIONS_FILE
 from tests.photos import picture
 from tests.tiny_model import make_model_folder
 from training.backbones import Backbone
@@ -86,11 +88,20 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 def graph_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the exporter write a sound graph that belongs to another network."""
     other = make_model_folder(tmp_path / "other", dim=DIM, size=SIDE) / GRAPH_FILE
-    monkeypatch.setattr("training.export._write_graph", lambda _, __, path: copy_file(other, path))
+    write_instead(monkeypatch, other)
 
 
-def copy_file(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
+def write_instead(monkeypatch: pytest.MonkeyPatch, graph: Path) -> None:
+    """Let the exporter write ``graph`` as the model, and all else as it does."""
+    real = training.export._write_graph
+
+    def write_graph(network: nn.Module, example: Tensor, path: Path, *names: Any) -> None:
+        if path.name == GRAPH_FILE:
+            shutil.copyfile(graph, path)
+        else:
+            real(network, example, path, *names)
+
+    monkeypatch.setattr("training.export._write_graph", write_graph)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -180,7 +191,12 @@ def test_the_card_says_what_the_model_is_and_how_it_was_made(exported: Exported)
 def test_the_folder_holds_graph_card_and_weights_and_can_be_read_by_all(
     exported: Exported,
 ) -> None:
-    assert set(contents(exported.path)) == {GRAPH_FILE, CARD_FILE, WEIGHTS_FILE}
+    assert set(contents(exported.path)) == {
+        GRAPH_FILE,
+        REGIONS_FILE,
+        CARD_FILE,
+        WEIGHTS_FILE,
+    }
     assert exported.path.stat().st_mode & 0o777 == 0o755
     assert [path.name for path in exported.path.parent.iterdir()] == ["model"]
 
@@ -199,7 +215,7 @@ def test_a_good_export_takes_the_place_of_an_earlier_one(
 ) -> None:
     make_model_folder(tmp_path / "model")
     graph = exported.path / GRAPH_FILE
-    monkeypatch.setattr("training.export._write_graph", lambda _, __, path: copy_file(graph, path))
+    write_instead(monkeypatch, graph)
     write(InferenceNetwork.trained(exported.network, exported.whitening), tmp_path / "model")
     assert Model.load(tmp_path / "model").sha256 == exported.card.sha256
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

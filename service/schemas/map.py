@@ -1,0 +1,50 @@
+"""The map of a gallery."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import BaseModel, Field
+
+from index.photos import AttributeValue
+from service.schemas.common import ModelReference
+
+__all__ = ["LegendEntry", "MapColours", "MapResponse"]
+
+
+class LegendEntry(BaseModel):
+    """A colour: a value of the field, or its rarer values together."""
+
+    value: AttributeValue = Field(
+        description="Null for the last entry, items without a value or with a rarer one.",
+        examples=["audi-a4-2011"],
+    )
+    count: int = Field(description="Items on the map that have it.", examples=[41])
+
+
+class MapColours(BaseModel):
+    """A field of the items on the map."""
+
+    field: str = Field(examples=["label"])
+    legend: list[LegendEntry] = Field(description="The most frequent values first.")
+    codes: list[int] = Field(
+        description="For each item its place in the legend, from 0.", examples=[[0, 0, 1]]
+    )
+
+
+class MapResponse(BaseModel):
+    """Where items are on the map. Neighbours on it are neighbours in search."""
+
+    model: ModelReference
+    created: datetime = Field(description="When it was drawn or extended last.")
+    items: int = Field(description="Items in the gallery now.", examples=[8131])
+    missing: int = Field(
+        description="Items that came since the map was drawn: draw it again to see them.",
+        examples=[0],
+    )
+    ids: list[int] = Field(description="Of the items on the map, ascending.", examples=[[1, 2, 5]])
+    x: list[int] = Field(description="From 0 to 65,535, rightwards.", examples=[[0, 412, 65535]])
+    y: list[int] = Field(description="From 0 to 65,535, downwards.", examples=[[93, 40, 7121]])
+    colours: MapColours | None = Field(
+        description="Null unless asked for.", json_schema_extra={"examples": [None]}
+    )
