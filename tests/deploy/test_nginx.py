@@ -74,8 +74,19 @@ def test_a_search_gets_the_answer_of_a_replica_though_another_is_gone(
         assert answer.json()["results"] == direct
 
 
-@pytest.mark.parametrize(("path", "times"), [("/search", 2), ("/search/vector", 2), ("/items", 1)])
-def test_only_what_changes_nothing_is_sent_twice(path: str, times: int) -> None:
+@pytest.mark.parametrize(
+    ("path", "times", "status", "code"),
+    [
+        ("/search", 2, 503, "not_ready"),
+        ("/search/vector", 2, 503, "not_ready"),
+        ("/search/batch", 2, 503, "not_ready"),
+        ("/items", 1, 502, "answer_lost"),
+        ("/items/bulk", 1, 502, "answer_lost"),
+    ],
+)
+def test_only_what_changes_nothing_is_sent_twice_by_the_proxy_or_by_clients(
+    path: str, times: int, status: int, code: str
+) -> None:
     seen: list[str] = []
     handler = type("Handler", (Breaking,), {"seen": seen})
     with (
@@ -85,12 +96,17 @@ def test_only_what_changes_nothing_is_sent_twice(path: str, times: int) -> None:
     ):
         answer = proxy.post(path, content=b"photo")
     assert seen == [path] * times
-    assert answer.status_code == 503
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    # Our clients repeat whatever they are told to.
+    assert ("Retry-After" in answer.headers) == (status == 503)
 
 
-def test_without_any_replica_clients_are_told_so_in_the_services_words() -> None:
+@pytest.mark.parametrize(("method", "path"), [("POST", "/search"), ("GET", "/items/1")])
+def test_without_any_replica_clients_are_told_so_in_the_services_words(
+    method: str, path: str
+) -> None:
     with proxying([free_port(), free_port()]) as proxy:
-        answer = proxy.post("/search", content=b"photo")
+        answer = proxy.request(method, path, content=b"photo")
     assert answer.status_code == 503
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert int(answer.headers["Retry-After"]) >= 1
