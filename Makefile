@@ -2,7 +2,8 @@
 #   make demo    install, then the main job on cars it draws itself (ARGS=--no-serve ends by itself)
 #   make test    install, also Chromium where apt can, then all tests
 #   make check-deploy    Dockerfile, docker-compose.yml and deploy/, by the programs that read them
-.PHONY: setup demo test lint serve browser check-deploy
+#   make screenshots     pictures of the page, all views, into scratch/screenshots (after make demo)
+.PHONY: setup demo test lint serve browser check-deploy screenshots
 
 PYTHON ?= python3
 VENV := .venv
@@ -49,3 +50,7 @@ TARGET ?= serve
 check-deploy: setup
 	$(BIN)/python scripts/check_deploy.py $(ARGS)
 	$(BIN)/python scripts/run_dockerfile.py --target $(TARGET)
+
+# make screenshots ARGS=--docs   also the README's
+screenshots: browser
+	$(BIN)/python scripts/screenshots.py $(ARGS)

@@ -38,7 +38,8 @@ export function recallChart(runs) {
   });
   const [now] = runs;
   for (const [k, share] of points(now)) {
-    const below = share > 0.9;
+    // The curve rises, so under its first point is room.
+    const below = share > 0.9 || (k === ks[0] && share > 0.1);
     const anchor = k === ks[0] ? "start" : k === largest ? "end" : "middle";
     chart.append(s("text", { class: "chart-value", x: x(k), y: y(share) + (below ? 22 : -10), "text-anchor": anchor }, percent(share)));
   }

@@ -7,6 +7,9 @@ const MARGIN = 16;
 const NEAR_PX = 14;
 const MOST_ZOOM = 60;
 
+// More points than this are drawn as squares, which are quicker.
+const MOST_ROUND = 5000;
+
 // Okabe and Ito's colours first, which people with any colour vision tell apart, then a circle of
 // hues; grey is for all others.
 const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b5a800"];
@@ -127,18 +130,8 @@ export class Plot {
     const scale = this.#scale * ratio;
     const left = canvas.width / 2 - this.view.x * scale;
     const top = canvas.height / 2 - this.view.y * scale;
-    const dim = this.emphasized !== null;
-    for (let code = 0; code < this.map.colours.legend.length; code += 1) {
-      context.fillStyle = this.colour(code);
-      context.globalAlpha = dim && code !== this.emphasized ? 0.12 : 0.85;
-      for (let i = 0; i < n; i += 1) {
-        if (this.codes[i] !== code) continue;
-        const x = left + this.x[i] * scale;
-        const y = top + this.y[i] * scale;
-        if (x < -size || y < -size || x > canvas.width + size || y > canvas.height + size) continue;
-        context.fillRect(x - size / 2, y - size / 2, size, size);
-      }
-    }
+    if (n > MOST_ROUND) this.#drawPixels(left, top, scale, Math.round(size));
+    else this.#drawRound(left, top, scale, size);
     context.globalAlpha = 1;
     if (this.current !== null) {
       const at = this.#toScreen(this.current);
@@ -148,6 +141,45 @@ export class Plot {
       context.arc(at.x * ratio, at.y * ratio, size / 2 + 5 * ratio, 0, 2 * Math.PI);
       context.stroke();
     }
+  }
+
+  #alpha(code) {
+    return this.emphasized !== null && code !== this.emphasized ? 0.12 : 0.85;
+  }
+
+  #drawRound(left, top, scale, size) {
+    const { context, canvas } = this;
+    for (let code = 0; code < this.map.colours.legend.length; code += 1) {
+      context.fillStyle = this.colour(code);
+      context.globalAlpha = this.#alpha(code);
+      context.beginPath();
+      for (let i = 0; i < this.x.length; i += 1) {
+        if (this.codes[i] !== code) continue;
+        const x = left + this.x[i] * scale;
+        const y = top + this.y[i] * scale;
+        if (x < -size || y < -size || x > canvas.width + size || y > canvas.height + size) continue;
+        context.moveTo(x + size / 2, y);
+        context.arc(x, y, size / 2, 0, 2 * Math.PI);
+      }
+      context.fill();
+    }
+  }
+
+  // Squares, written as pixels: where no graphics processor helps, ten times as fast as drawing them.
+  #drawPixels(left, top, scale, size) {
+    const { width, height } = this.canvas;
+    if (width === 0 || height === 0) return;
+    const image = this.context.createImageData(width, height);
+    const pixels = new Uint32Array(image.data.buffer);
+    const colours = this.map.colours.legend.map((_, code) => packed(this.colour(code), this.#alpha(code)));
+    for (let i = 0; i < this.x.length; i += 1) {
+      const x = Math.round(left + this.x[i] * scale - size / 2);
+      const y = Math.round(top + this.y[i] * scale - size / 2);
+      if (x < 0 || y < 0 || x + size > width || y + size > height) continue;
+      const colour = colours[this.codes[i]];
+      for (let row = y; row < y + size; row += 1) pixels.fill(colour, row * width + x, row * width + x + size);
+    }
+    this.context.putImageData(image, 0, 0);
   }
 
   #point(i) {
@@ -272,4 +304,14 @@ export class Plot {
 
 function cellOf(x, y) {
   return Math.floor(y * GRID) * (GRID + 1) + Math.floor(x * GRID);
+}
+
+/** A CSS colour as a pixel of an image: its bytes are red, green, blue and alpha. */
+function packed(colour, alpha) {
+  const one = new OffscreenCanvas(1, 1).getContext("2d");
+  one.fillStyle = colour;
+  one.fillRect(0, 0, 1, 1);
+  const { data } = one.getImageData(0, 0, 1, 1);
+  data[3] = Math.round(255 * alpha);
+  return new Uint32Array(data.buffer)[0];
 }
