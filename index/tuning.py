@@ -56,6 +56,10 @@ GRAPH_NEIGHBOURS = 32
 GRAPH_CONSTRUCTION = 200
 GRAPH_ADDING = 40
 
+#: Steps of k-means over all cells, after that in two levels: near the borders of groups, vectors
+#: that are alike lie in several cells.
+REFINEMENTS = 2
+
 #: Vectors per cell that the centres are trained on; more cost time and change little.
 TRAINING_PER_CELL = 30
 TRAINING_ROUNDS = 10
@@ -301,17 +305,10 @@ def _train_ivf(vectors: Vectors, progress: Progress) -> faiss.IndexIVFPQFastScan
     rows = np.random.default_rng(0).choice(n, sample, replace=False)
     rows.sort()
     training = vectors[rows]
-    quantizer: Any
-    if cells < GRAPH_CELLS:
-        quantizer = faiss.IndexFlatIP(d)
-        quantizer.add(_centres(training, cells))
-    else:
-        quantizer = faiss.IndexHNSWFlat(d, GRAPH_NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
-        quantizer.hnsw.efConstruction = GRAPH_CONSTRUCTION
-        quantizer.hnsw.efSearch = GRAPH_ADDING
-        # One by one: threads would link them in an order that differs from time to time.
-        for centre in _centres(training, cells):
-            quantizer.add(centre[None])
+    quantizer = _searchable(_centres(training, cells))
+    for step in range(REFINEMENTS):
+        progress("training", 0.1 * (step + 1))
+        quantizer = _searchable(_moved(quantizer, training))
     ann = faiss.IndexIVFPQFastScan(quantizer, d, cells, _codes(d), 4, faiss.METRIC_INNER_PRODUCT)
     ann.implem = SINGLE_QUERY_SCAN
     # For inner products the tables are those of the query alone, so residuals cost nothing.
@@ -319,6 +316,33 @@ def _train_ivf(vectors: Vectors, progress: Progress) -> faiss.IndexIVFPQFastScan
     progress("training", 0.3)
     ann.train(training)
     return ann
+
+
+def _searchable(centres: Vectors) -> Any:
+    """An index that finds the cells whose centres are nearest."""
+    count, d = centres.shape
+    if count < GRAPH_CELLS:
+        flat = faiss.IndexFlatIP(d)
+        flat.add(centres)
+        return flat
+    graph = faiss.IndexHNSWFlat(d, GRAPH_NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction = GRAPH_CONSTRUCTION
+    graph.hnsw.efSearch = GRAPH_ADDING
+    # One by one: threads would link them in an order that differs from time to time.
+    for centre in centres:
+        graph.add(centre[None])
+    return graph
+
+
+def _moved(quantizer: Any, vectors: Vectors) -> Vectors:
+    """The centres, each moved amid the vectors that are nearest to it: a step of k-means."""
+    centres = quantizer.reconstruct_n(0, quantizer.ntotal)
+    cells = quantizer.search(vectors, 1)[1][:, 0]
+    order = np.argsort(cells, kind="stable")
+    there, starts = np.unique(cells[order], return_index=True)
+    sums = np.add.reduceat(vectors[order], starts, axis=0)
+    centres[there] = sums / np.linalg.norm(sums, axis=1, keepdims=True).clip(1e-12)
+    return np.ascontiguousarray(centres)
 
 
 def _centres(vectors: Vectors, count: int) -> Vectors:
