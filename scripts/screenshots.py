@@ -41,12 +41,13 @@ DEVICES: dict[str, dict[str, Any]] = {
     "4k": {"viewport": {"width": 3840, "height": 2160}},
 }
 
-#: The README's pictures: which scene on which screen. The film of a search is beside them.
+#: The README's pictures: which scene on which screen, and what stands at the top of the picture if
+#: not the page's beginning. The film of a search is beside them.
 DOCS_FOLDER = Path(__file__).parent.parent / "docs" / "images"
 DOCS = {
-    "compare": ("compare", "light"),
-    "map": ("map", "dark"),
-    "evaluate": ("evaluated", "light"),
+    "compare": ("compare", "light", None),
+    "map": ("map", "dark", None),
+    "evaluate": ("evaluated", "light", "#classes-title"),
 }
 FILM = "search"
 FILM_SIZE = {"width": 960, "height": 640}
@@ -75,11 +76,21 @@ def chromium() -> Iterator[Browser]:
         yield playwright.chromium.launch(executable_path=program, args=CHROMIUM_ARGUMENTS)
 
 
-def take(browser: Browser, server: Server, photos: Path, scene: str, device: str) -> bytes:
-    """A PNG of a scene on a screen; what the page did wrong meanwhile is printed."""
+def take(
+    browser: Browser,
+    server: Server,
+    photos: Path,
+    scene: str,
+    device: str,
+    top: str | None = None,
+) -> bytes:
+    """A PNG of a scene on a screen, from ``top`` on; what the page did wrong is printed."""
     visit = Visit(browser)
     page = visit(server, **DEVICES[device])
     SCENES[scene](page, photos)
+    if top is not None:
+        page.locator(top).evaluate("(e) => scrollTo(0, e.getBoundingClientRect().top - 100)")
+        at_rest(page)
     picture = page.screenshot()
     for wrong in visit.close():
         print(f"  {wrong}", file=sys.stderr)
@@ -140,8 +151,8 @@ def save_within(frames: list[Image.Image], file: Path, **options: Any) -> None:
 def make_docs(browser: Browser, server: Server, photos: Path) -> None:
     """The README's pictures."""
     DOCS_FOLDER.mkdir(parents=True, exist_ok=True)
-    for name, (scene, device) in DOCS.items():
-        picture = opened(take(browser, server, photos, scene, device))
+    for name, (scene, device, top) in DOCS.items():
+        picture = opened(take(browser, server, photos, scene, device, top))
         save_within([picture], DOCS_FOLDER / f"{name}.webp")
     frames, shown = film(browser, server, photos)
     save_within(frames, DOCS_FOLDER / f"{FILM}.webp", duration=shown, loop=0)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,6 +108,15 @@ class Visit:
         for context in self.contexts:
             context.close()
         return [w for w in self.wrongs if not any(re.search(a, w) for a in self.allowed)]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Have all tests that lack the browser be skipped in one line, as if at one place."""
+    report = yield
+    if report.skipped and NO_CHROMIUM in str(report.longrepr):
+        report.longrepr = (__file__, 0, f"Skipped: {NO_CHROMIUM}")
+    return report
 
 
 # Of a module, not of the session: while Playwright's driver runs, asyncio takes this thread for
