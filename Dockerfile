@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 #
 #   docker build -t dscl .                                  serve: small, without torch
-#   docker build -t dscl --build-arg EXTRAS=milvus .        … with optional parts of pyproject.toml
+#   docker build -t dscl --build-arg EXTRAS=otel .          … with optional parts of pyproject.toml
 #   docker build -t dscl-train --target train .             train: with torch, for NVIDIA GPUs
 #
 # scripts/run_dockerfile.py executes the RUN, HEALTHCHECK and CMD lines without a Docker engine.
