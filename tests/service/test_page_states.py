@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from index import Gallery
 from service.keys import new_key
 from tests.service.browser import Visit
-from tests.service.running import DEADLINE_S, Server, serving
+from tests.service.running import DEADLINE_S, Server, eventually, serving
 from tests.service.scenes import queries
 
 pytest.importorskip("playwright", reason="the page is tested with Playwright")
@@ -52,7 +53,7 @@ def photo(car_photos: Path) -> Path:
 # An empty gallery
 
 
-def test_an_empty_gallery_says_how_to_fill_it(visit: Visit, empty_site: Server) -> None:
+def test_an_empty_gallery_says_how_to_fill_it(empty_site: Server, visit: Visit) -> None:
     page = visit(empty_site)
     expect(page.get_by_role("heading", name="The gallery is empty")).to_be_visible()
     expect(page.locator(".found")).to_contain_text("dscl index build --gallery")
@@ -63,7 +64,7 @@ def test_an_empty_gallery_says_how_to_fill_it(visit: Visit, empty_site: Server) 
 
 
 def test_a_search_in_an_empty_gallery_says_so(
-    visit: Visit, empty_site: Server, photo: Path
+    empty_site: Server, visit: Visit, photo: Path
 ) -> None:
     page = visit(empty_site)
     page.get_by_role("heading", name="The gallery is empty").wait_for()
@@ -74,7 +75,7 @@ def test_a_search_in_an_empty_gallery_says_so(
 
 
 def test_a_gallery_that_was_filled_is_searched(
-    visit: Visit, empty_site: Server, photo: Path
+    empty_site: Server, visit: Visit, photo: Path
 ) -> None:
     page = visit(empty_site)
     page.get_by_role("heading", name="The gallery is empty").wait_for()
@@ -101,7 +102,7 @@ def give(page: Page, key: str) -> None:
 
 
 def test_a_missing_and_a_wrong_key_are_asked_for_until_one_is_right(
-    visit: Visit, key_site: tuple[Server, str], photo: Path
+    key_site: tuple[Server, str], visit: Visit, photo: Path
 ) -> None:
     visit.allow("401")
     server, key = key_site
@@ -126,7 +127,7 @@ def test_a_missing_and_a_wrong_key_are_asked_for_until_one_is_right(
 
 
 def test_who_gave_no_key_can_give_it_later(
-    visit: Visit, key_site: tuple[Server, str], photo: Path
+    key_site: tuple[Server, str], visit: Visit, photo: Path
 ) -> None:
     visit.allow("401")
     server, key = key_site
@@ -134,7 +135,8 @@ def test_who_gave_no_key_can_give_it_later(
     dialog = page.get_by_role("dialog", name="Access key")
     dialog.wait_for()
     page.keyboard.press("Escape")
-    expect(page.locator(".found").get_by_role("alert")).to_contain_text("key")
+    expect(page.locator(".found").get_by_role("alert")).to_contain_text("needs an access key")
+    expect(dialog).to_have_count(0)
     page.get_by_role("button", name="Access key").click()
     give(page, key)
     expect(page.locator(".samples img")).to_have_count(6)
@@ -158,11 +160,10 @@ def test_a_key_that_is_withdrawn_is_asked_for_and_the_search_goes_on(
         page.get_by_role("dialog", name="Access key").wait_for()
         give(page, other)
         expect(page.locator(".result")).to_have_count(24)
+        page.close()
 
 
 def until_refused(server: Server, key: str) -> None:
-    from tests.service.running import eventually
-
     headers = {"Authorization": f"Bearer {key}"}
     eventually(lambda: server.client.get("/model", headers=headers).status_code == 401 or None)
 
@@ -179,7 +180,7 @@ def narrow_site(own_gallery: Path, tmp_path: Path) -> Iterator[Server]:
 
 
 def test_a_photo_that_is_too_large_is_named_with_the_limit(
-    visit: Visit, narrow_site: Server, photo: Path
+    narrow_site: Server, visit: Visit, photo: Path
 ) -> None:
     visit.allow("413")
     page = visit(narrow_site)
@@ -193,7 +194,7 @@ def test_a_photo_that_is_too_large_is_named_with_the_limit(
 
 
 def test_a_body_far_beyond_the_limit_is_not_taken_for_a_server_that_is_gone(
-    visit: Visit, car_site: Server
+    car_site: Server, visit: Visit
 ) -> None:
     visit.allow("413")
     page = visit(car_site)
@@ -205,7 +206,7 @@ def test_a_body_far_beyond_the_limit_is_not_taken_for_a_server_that_is_gone(
 
 
 def test_a_broken_photo_is_named_with_what_is_wrong(
-    visit: Visit, car_site: Server, photo: Path
+    car_site: Server, visit: Visit, photo: Path
 ) -> None:
     visit.allow("415", "422")
     page = visit(car_site)
@@ -223,7 +224,7 @@ def test_a_broken_photo_is_named_with_what_is_wrong(
 
 
 def test_of_several_photos_the_broken_one_is_named_and_harms_no_other(
-    visit: Visit, car_site: Server, photo: Path
+    car_site: Server, visit: Visit, photo: Path
 ) -> None:
     page = visit(car_site)
     choose(page, of_bytes("good.jpg", photo.read_bytes()), of_bytes("letter.jpg", b"Dear customer"))
@@ -235,7 +236,7 @@ def test_of_several_photos_the_broken_one_is_named_and_harms_no_other(
 
 
 def test_too_many_photos_are_said_to_be_too_many(
-    visit: Visit, car_site: Server, photo: Path
+    car_site: Server, visit: Visit, photo: Path
 ) -> None:
     visit.allow("422", "413")
     page = visit(car_site)
@@ -246,20 +247,16 @@ def test_too_many_photos_are_said_to_be_too_many(
 
 
 def test_an_items_missing_photo_is_marked(
-    visit: Visit, own_site: Server, own_gallery: Path, car_photos: Path, photo: Path
+    own_site: Server, visit: Visit, own_gallery: Path, photo: Path
 ) -> None:
-    from index import Gallery
-
-    visit.allow("410", "404")
-    copies = own_gallery.parent / "copies"
-    copies.mkdir()
-    page = visit(own_site)
-    # The photo of an item that was added by the service is in the gallery.
+    visit.allow("410")
     added = own_site.client.post("/items", files={"file": photo.read_bytes()}).json()
     with Gallery.open(own_gallery) as gallery:
-        gallery.item(added["id"]).image.unlink()
-    page.goto(f"/#/search?item={added['id']}")
-    expect(page.locator(".preview .photo-missing")).to_be_visible()
+        [item] = gallery.get([added["id"]])
+    item.image.unlink()
+    page = visit(own_site, f"/#/search?item={added['id']}")
+    missing = page.locator(".preview .photo-missing")
+    expect(missing).to_have_attribute("alt", "The photo cannot be shown")
     expect(page.locator(".result").first).to_be_visible()
 
 
@@ -280,7 +277,7 @@ def kill(server: Server) -> None:
 
 
 def test_a_search_goes_on_by_itself_when_the_server_is_back(
-    visit: Visit, own_site: Server, own_gallery: Path, tmp_path: Path, photo: Path
+    own_site: Server, visit: Visit, own_gallery: Path, tmp_path: Path, photo: Path
 ) -> None:
     visit.allow(GONE, "503")
     page = visit(own_site)
@@ -296,7 +293,7 @@ def test_a_search_goes_on_by_itself_when_the_server_is_back(
 
 
 def test_results_stay_when_the_server_goes(
-    visit: Visit, own_site: Server, own_gallery: Path, tmp_path: Path, photo: Path
+    own_site: Server, visit: Visit, own_gallery: Path, tmp_path: Path, photo: Path
 ) -> None:
     visit.allow(GONE, "503")
     page = visit(own_site)
@@ -312,7 +309,7 @@ def test_results_stay_when_the_server_goes(
 
 
 def test_a_view_that_could_not_be_loaded_is_shown_when_the_server_is_back(
-    visit: Visit, own_site: Server, own_gallery: Path, tmp_path: Path
+    own_site: Server, visit: Visit, own_gallery: Path, tmp_path: Path
 ) -> None:
     visit.allow(GONE, "503")
     page = visit(own_site)
@@ -328,45 +325,52 @@ def test_a_view_that_could_not_be_loaded_is_shown_when_the_server_is_back(
 # A slow network
 
 
-def slow(page: Page, *, bytes_per_s: float = -1, latency_ms: float = 0) -> None:
+@contextmanager
+def slow(page: Page, *, bytes_per_s: float = -1, latency_ms: float = 0) -> Iterator[None]:
+    """Send no faster than this, and let each answer wait so long; -1 sets no limit."""
     network = page.context.new_cdp_session(page)
     network.send("Network.enable")
-    network.send(
-        "Network.emulateNetworkConditions",
-        {
-            "offline": False,
-            "latency": latency_ms,
-            "downloadThroughput": -1,
-            "uploadThroughput": bytes_per_s,
-        },
-    )
+
+    def limit(latency_ms: float, bytes_per_s: float) -> None:
+        network.send(
+            "Network.emulateNetworkConditions",
+            {
+                "offline": False,
+                "latency": latency_ms,
+                "downloadThroughput": -1,
+                "uploadThroughput": bytes_per_s,
+            },
+        )
+
+    limit(latency_ms, bytes_per_s)
+    yield
+    limit(0, -1)
 
 
 def test_a_slow_upload_tells_how_far_it_is_and_can_be_stopped(
-    visit: Visit, car_site: Server, photo: Path
+    car_site: Server, visit: Visit, photo: Path
 ) -> None:
     page = visit(car_site)
     page.locator(".samples img").first.wait_for()
-    slow(page, bytes_per_s=20_000)
-    choose(page, noise("slow.png", 1000))
     note = page.locator(".results-note")
-    expect(note).to_have_text(re.compile(r"^Still sending, \d+ %: the network is slow"))
-    page.get_by_role("button", name="Stop").click()
-    expect(note).to_have_text("Stopped.")
-    expect(page.locator(".outcome")).to_have_attribute("aria-busy", "false")
-    slow(page)
+    with slow(page, bytes_per_s=20_000):
+        choose(page, noise("slow.png", 1000))
+        expect(note).to_have_text(re.compile(r"^Still sending, \d+ %: the network is slow"))
+        page.get_by_role("button", name="Stop").click()
+        expect(note).to_have_text("Stopped.")
+        expect(page.locator(".outcome")).to_have_attribute("aria-busy", "false")
     page.get_by_role("button", name="Search again").click()
     expect(page.locator(".result")).to_have_count(24)
     expect(page.get_by_role("button", name="Search again")).to_be_hidden()
 
 
-def test_a_slow_answer_is_said_to_be_slow(visit: Visit, car_site: Server) -> None:
+def test_a_slow_answer_is_said_to_be_slow(car_site: Server, visit: Visit) -> None:
     page = visit(car_site)
     sample = page.locator(".samples .result-open").first
     sample.wait_for()
-    slow(page, latency_ms=10_000)
-    sample.click()
-    expect(page.locator(".results-note")).to_have_text(re.compile("Still searching: .* slow"))
-    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    with slow(page, latency_ms=10_000):
+        sample.click()
+        expect(page.locator(".results-note")).to_have_text(re.compile("Still searching: .* slow"))
+        expect(page.get_by_role("button", name="Stop")).to_be_visible()
     expect(page.locator(".result")).to_have_count(24)
     expect(page.get_by_role("button", name="Stop")).to_be_hidden()

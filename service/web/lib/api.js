@@ -133,13 +133,31 @@ function uploaded(path, form, signal, onProgress) {
 
 async function retried(attempt) {
   for (;;) {
+    const before = answers;
     try {
       return await attempt();
     } catch (error) {
       const refused = error instanceof ApiError && (error.status === 401 || error.code === "scope_missing");
-      if (!refused || !(await askForKey(error))) throw error;
+      if (!refused || !(await keyGiven(error, before))) throw error;
     }
   }
+}
+
+let answers = 0; // how often someone was asked for a key, and answered
+let given = false; // whether it was with a key
+let asking = null;
+
+/** Whether there is another key to try than `before` so many answers; asks for it if there was none since. */
+async function keyGiven(error, before) {
+  if (answers === before) {
+    asking ??= askForKey(error).then((was) => {
+      given = was;
+      answers += 1;
+      asking = null;
+    });
+    await asking;
+  }
+  return given;
 }
 
 async function reach(path, options) {

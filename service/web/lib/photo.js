@@ -17,7 +17,8 @@ export function photo(item, { size = 256, alt = item.label ? `Photo: ${item.labe
   const image = h("img", { class: "photo", alt, decoding: "async", draggable: "false" });
   image.addEventListener("error", () => {
     image.classList.add("photo-missing");
-    image.title = "The photo cannot be shown: its file is gone, or damaged.";
+    image.alt = "The photo cannot be shown";
+    image.title = "Its file is gone, or damaged.";
   });
   image.addEventListener("load", () => image.classList.add("photo-there"));
   if (key()) {
