@@ -336,7 +336,8 @@ def _searchable(centres: Vectors) -> Any:
 
 def _moved(quantizer: Any, vectors: Vectors) -> Vectors:
     """The centres, each moved amid the vectors that are nearest to it: a step of k-means."""
-    centres = quantizer.reconstruct_n(0, quantizer.ntotal)
+    # PyTorch, where FAISS was told of it, would make this a tensor.
+    centres = np.asarray(quantizer.reconstruct_n(0, quantizer.ntotal))
     cells = quantizer.search(vectors, 1)[1][:, 0]
     order = np.argsort(cells, kind="stable")
     there, starts = np.unique(cells[order], return_index=True)
