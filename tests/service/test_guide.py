@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from index import Item
+from index import Gallery, Item
 from service.app import create_app
 from service.settings import Settings
 from tests.service.running import Server, serving
@@ -33,6 +33,8 @@ REFUSED = {"/search/url": "url_search_off", "galleries/cars-2": "reload_refused"
 def server(gallery_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("guide")
     shutil.copytree(gallery_folder, folder / "gallery")
+    with Gallery.open(folder / "gallery", writable=True) as gallery:
+        gallery.draw_map()  # which the line before has only begun
     with serving(folder / "gallery", folder) as server:
         yield server
 

@@ -131,10 +131,13 @@ def test_processes_count_together_and_the_dead_have_nothing_in_flight(tmp_path: 
                 one.client.get("/items/1")
             for _ in range(4):
                 two.client.get("/items/1")
+            # A request is counted, and in flight, until just after its answer has come.
             for server in (one, two):
-                series = figures(server)
-                assert value(series, "dscl_http_requests_total", **labels) == 7
-            # A request counts until just after its answer has come: the last figures' own alone.
+                eventually(
+                    lambda server=server: (
+                        value(figures(server), "dscl_http_requests_total", **labels) == 7 or None
+                    )
+                )
             eventually(lambda: value(figures(one), "dscl_http_in_flight") == 1 or None)
             with waiting(two):
                 assert value(figures(one), "dscl_http_in_flight") == 2

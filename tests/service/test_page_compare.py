@@ -93,9 +93,8 @@ def test_the_veil_is_thinnest_where_the_service_says_that_most_was_added(
         # Scaling is smooth, so cells keep their order rather than their values.
         assert middle.shape == heat.shape
         assert np.corrcoef(middle.ravel(), heat.ravel())[0, 1] < -0.95
-        assert np.unravel_index(middle.argmin(), heat.shape) == np.unravel_index(
-            heat.argmax(), heat.shape
-        )
+        # Of 255 levels, two that are one apart may change places.
+        assert middle.flat[heat.argmax()] <= middle.min() + 1
 
 
 def test_veil_and_photo_cover_each_other(page: Page, car_site: Server) -> None:

@@ -176,7 +176,7 @@ def test_what_is_no_k_is_said_before_anything_is_sent(page: Page, ks: str) -> No
     assert sent == []
 
 
-def test_a_gallery_without_labels_says_so(visit: Visit, empty_site: Server) -> None:
+def test_a_gallery_without_labels_says_so(empty_site: Server, visit: Visit) -> None:
     page = visit(empty_site, "/#/evaluate")
     page.get_by_role("button", name="Evaluate").click()
     page.locator(".notice").wait_for()

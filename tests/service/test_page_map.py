@@ -34,7 +34,7 @@ def place_of(page: Page, server: Server, number: int) -> tuple[int, float, float
     return told["ids"][number], x, y
 
 
-def test_the_map_is_drawn_once_with_progress_and_kept(visit: Visit, own_site: Server) -> None:
+def test_the_map_is_drawn_once_with_progress_and_kept(own_site: Server, visit: Visit) -> None:
     page = visit(own_site)
     posts: list[str] = []
     page.on("request", lambda r: posts.append(r.url) if r.method == "POST" else None)
@@ -122,7 +122,7 @@ def test_a_filter_leaves_only_its_photos(page: Page, car_site: Server) -> None:
 
 
 def test_newer_photos_are_told_of_and_put_on_it(
-    visit: Visit, own_site: Server, car_photos: Path
+    own_site: Server, visit: Visit, car_photos: Path
 ) -> None:
     page = visit(own_site)
     to_map(page)
@@ -136,13 +136,13 @@ def test_newer_photos_are_told_of_and_put_on_it(
     page.locator(".map-note", has_text=f"{CLASSES * PER_CLASS + 1} photos").wait_for()
 
 
-def test_an_empty_gallery_says_how_to_fill_it(visit: Visit, empty_site: Server) -> None:
+def test_an_empty_gallery_says_how_to_fill_it(empty_site: Server, visit: Visit) -> None:
     page = visit(empty_site, "/#/map")
     page.get_by_role("link", name="Add photos").wait_for()
 
 
 def test_fifty_thousand_points_are_drawn_zoomed_and_pointed_at(
-    visit: Visit, own_site: Server
+    own_site: Server, visit: Visit
 ) -> None:
     """The answer is made up, for its size; what draws it is real."""
     visit.allow("404")  # of the items that there are not

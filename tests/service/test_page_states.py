@@ -143,7 +143,7 @@ def test_who_gave_no_key_can_give_it_later(
 
 
 def test_a_key_that_is_withdrawn_is_asked_for_and_the_search_goes_on(
-    visit: Visit, own_gallery: Path, tmp_path: Path, photo: Path
+    own_gallery: Path, visit: Visit, tmp_path: Path, photo: Path
 ) -> None:
     visit.allow("401")
     (key, kept), (other, other_kept) = new_key("one", "read"), new_key("two", "read")
@@ -247,7 +247,7 @@ def test_too_many_photos_are_said_to_be_too_many(
 
 
 def test_an_items_missing_photo_is_marked(
-    own_site: Server, visit: Visit, own_gallery: Path, photo: Path
+    own_site: Server, own_gallery: Path, visit: Visit, photo: Path
 ) -> None:
     visit.allow("410")
     added = own_site.client.post("/items", files={"file": photo.read_bytes()}).json()
@@ -277,7 +277,7 @@ def kill(server: Server) -> None:
 
 
 def test_a_search_goes_on_by_itself_when_the_server_is_back(
-    own_site: Server, visit: Visit, own_gallery: Path, tmp_path: Path, photo: Path
+    own_site: Server, own_gallery: Path, visit: Visit, tmp_path: Path, photo: Path
 ) -> None:
     visit.allow(GONE, "503")
     page = visit(own_site)
@@ -293,7 +293,7 @@ def test_a_search_goes_on_by_itself_when_the_server_is_back(
 
 
 def test_results_stay_when_the_server_goes(
-    own_site: Server, visit: Visit, own_gallery: Path, tmp_path: Path, photo: Path
+    own_site: Server, own_gallery: Path, visit: Visit, tmp_path: Path, photo: Path
 ) -> None:
     visit.allow(GONE, "503")
     page = visit(own_site)
@@ -309,7 +309,7 @@ def test_results_stay_when_the_server_goes(
 
 
 def test_a_view_that_could_not_be_loaded_is_shown_when_the_server_is_back(
-    own_site: Server, visit: Visit, own_gallery: Path, tmp_path: Path
+    own_site: Server, own_gallery: Path, visit: Visit, tmp_path: Path
 ) -> None:
     visit.allow(GONE, "503")
     page = visit(own_site)

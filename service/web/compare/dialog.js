@@ -55,7 +55,7 @@ export async function openCompare({ query, result, results = [result] }) {
   });
 
   overlay.addEventListener("change", () => stage.classList.toggle("plain", !overlay.checked));
-  body.addEventListener("keydown", pressed);
+  dialog.node.addEventListener("keydown", pressed);
   await show();
 
   function step(by) {

@@ -19,11 +19,10 @@ export async function show(root) {
   const leaving = new AbortController();
   const { signal } = leaving;
   let job = null;
-  let where = null;
 
   const ks = h("input", { type: "text", id: "ks", value: "1, 2, 4, 8", inputmode: "numeric", "aria-describedby": "ks-why" });
   const through = h("select", { id: "through" }, h("option", { value: "exact" }, "exact search: the model alone"), h("option", { value: "index" }, "the index, as searches are answered"));
-  const filters = filterPanel({ onChange: (wanted) => (where = wanted) });
+  const filters = filterPanel({ onChange: () => {} });
   const run = h("button", { type: "submit", class: "button primary" }, "Evaluate");
   const stop = h("button", { type: "button", class: "button", hidden: true, onclick: () => job && cancel(job.id) }, "Stop");
   const bar = h("progress", { max: "1", hidden: true, "aria-label": "Evaluating" });
@@ -61,7 +60,7 @@ export async function show(root) {
     }
     const exact = through.value === "exact";
     const asked = { ks: [...new Set(wanted)], exact, per_class: true, hardest: HARDEST, confusion: CONFUSED, background: true };
-    if (where !== null) asked.query_where = where;
+    if (filters.where() !== null) asked.query_where = filters.where();
     run.disabled = true;
     stop.hidden = false;
     bar.hidden = false;
