@@ -472,7 +472,7 @@ class Gallery:
         """Lay the items out in two dimensions, neighbours next to one another.
 
         Where few have come since the last map, they are put into it, which is quick. Else all are
-        laid out anew, from where they were: a minute of a core for 50,000.
+        laid out anew, from where they were: 80 seconds of a core for 50,000.
 
         Args:
             anew: also where few have come; nothing of the last map remains.

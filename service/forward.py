@@ -18,8 +18,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 __all__ = ["Forward", "is_forwarded"]
 
-#: Long work and its results are the writer's: one process knows all jobs.
-FORWARDED = ("/jobs", "/evaluate", "/admin")
+#: Long work and its results are the writer's: one process knows all jobs, and the map that they
+#: drew where it is not to be kept.
+FORWARDED = ("/jobs", "/evaluate", "/map", "/admin")
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from numpy.typing import NDArray
 
 from index import Gallery
+from index.attributes import OWN_FIELDS
 from index.errors import DsclError
 from index.photos import AttributeValue
 from service.dependencies import EngineDep
@@ -24,8 +25,10 @@ __all__ = ["MapMissingError", "router"]
 
 router = APIRouter(prefix="/map", tags=["map"], dependencies=[Depends(require("read"))])
 
-#: Values of a field that have a colour of their own.
-COLOURS = 20
+#: Values of a field that have a colour of their own, and numbers that do; of more numbers, ranges.
+COLOURS = 100
+NUMBERS = 12
+RANGES = 8
 
 
 class MapMissingError(DsclError):
@@ -108,15 +111,48 @@ def _on_the_map(
 
 def _colours(gallery: Gallery, ids: NDArray[np.int64], field: str) -> MapColours:
     values = gallery.values_of(ids.tolist(), field)
+    if ({**OWN_FIELDS, **gallery.fields()})[field] == "number":
+        entries, codes = _numbers(values)
+    else:
+        entries, codes = _words(values)
+    # Those without a colour of their own come last, as one.
+    others = int(np.count_nonzero(codes < 0))
+    if others:
+        codes = np.where(codes < 0, len(entries), codes)
+        entries = [*entries, LegendEntry(value=None, count=others)]
+    return MapColours(
+        field=field,
+        ordered=any(entry.low is not None for entry in entries),
+        legend=entries,
+        codes=codes.tolist(),
+    )
+
+
+def _words(values: Sequence[AttributeValue]) -> tuple[list[LegendEntry], NDArray[np.int64]]:
+    """The most frequent values, and for each item its place among them; −1 for all others."""
     counts = Counter(value for value in values if value is not None)
-    frequent = [value for value, _ in counts.most_common(COLOURS)]
-    # By type as well: 1 and true are one key to a dict.
-    codes: dict[tuple[type, AttributeValue], int] = {
-        (type(value), value): code for code, value in enumerate(frequent)
-    }
-    others = len(frequent)
-    coded = [codes.get((type(value), value), others) for value in values]
-    legend = [LegendEntry(value=value, count=counts[value]) for value in frequent]
-    if rest := coded.count(others):
-        legend.append(LegendEntry(value=None, count=rest))
-    return MapColours(field=field, legend=legend, codes=coded)
+    frequent = counts.most_common(COLOURS)
+    codes: dict[AttributeValue, int] = {value: code for code, (value, _) in enumerate(frequent)}
+    return (
+        [LegendEntry(value=value, count=count) for value, count in frequent],
+        np.fromiter((codes.get(value, -1) for value in values), np.int64, len(values)),
+    )
+
+
+def _numbers(values: Sequence[AttributeValue]) -> tuple[list[LegendEntry], NDArray[np.int64]]:
+    """Numbers from low to high or, where they are many, ranges of about as many items each."""
+    numbers = np.array([np.nan if value is None else value for value in values], np.float64)
+    known = ~np.isnan(numbers)
+    lows = distinct = np.unique(numbers[known])
+    if len(distinct) > NUMBERS:
+        shares = np.quantile(numbers[known], np.arange(RANGES) / RANGES, method="higher")
+        lows = np.unique(shares)
+    codes = np.where(known, np.searchsorted(lows, numbers, side="right") - 1, -1)
+    entries = []
+    for code, low in enumerate(lows.tolist()):
+        within = numbers[codes == code]
+        high = float(within.max())
+        # A year is 2011 and not 2011.0.
+        one = None if low < high else int(low) if low.is_integer() else low
+        entries.append(LegendEntry(value=one, low=low, high=high, count=len(within)))
+    return entries, codes

@@ -13,11 +13,18 @@ __all__ = ["LegendEntry", "MapColours", "MapResponse"]
 
 
 class LegendEntry(BaseModel):
-    """A colour: a value of the field, or its rarer values together."""
+    """A colour: a value of the field, a range of numbers, or all other items together."""
 
     value: AttributeValue = Field(
-        description="Null for the last entry, items without a value or with a rarer one.",
+        description="Null for a range, and for the entry of items without a value or with a rarer "
+        "one, which comes last.",
         examples=["audi-a4-2011"],
+    )
+    low: float | None = Field(
+        default=None, description="Of numbers, the lowest that it stands for.", examples=[None]
+    )
+    high: float | None = Field(
+        default=None, description="Of numbers, the highest that it stands for.", examples=[None]
     )
     count: int = Field(description="Items on the map that have it.", examples=[41])
 
@@ -26,7 +33,13 @@ class MapColours(BaseModel):
     """A field of the items on the map."""
 
     field: str = Field(examples=["label"])
-    legend: list[LegendEntry] = Field(description="The most frequent values first.")
+    ordered: bool = Field(
+        description="Whether the legend goes from low to high, as numbers do.", examples=[False]
+    )
+    legend: list[LegendEntry] = Field(
+        description="The 100 most frequent values, most frequent first. Numbers from low to high; "
+        "more than 12 of them as 8 ranges of about as many items each."
+    )
     codes: list[int] = Field(
         description="For each item its place in the legend, from 0.", examples=[[0, 0, 1]]
     )

@@ -15,6 +15,7 @@ import pytest
 from index import Gallery, Item
 from service.app import create_app
 from service.settings import Settings
+from tests.service.api import wait_for
 from tests.service.running import Server, serving
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "service.md").read_text(encoding="utf-8")
@@ -53,6 +54,8 @@ def folder(
     found = server.client.post("/search?include=vector&k=1", files=photo).json()["results"][0]
     (folder / "vector.json").write_text(json.dumps({"vector": found["vector"]}))
     job = server.client.post("/items/bulk", files={"file": (folder / "photos.zip").read_bytes()})
+    # Drawn already, for the line that reads it does not wait for the one that draws it.
+    wait_for(server.client, server.client.post("/map").json()["id"])
     return folder, job.json()["id"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +111,57 @@ def test_a_read_only_service_draws_for_itself(folder: Path, tmp_path: Path) -> N
         assert drawn(server.client)["state"] == "done"
         assert server.client.get("/map").status_code == 200
     assert not (folder / FILE).exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--read-only"]])
+def test_a_map_drawn_through_one_of_several_processes_is_shown_by_all(
+    folder: Path, tmp_path: Path, options: list[str]
+) -> None:
+    with serving(folder, tmp_path, "--workers", "2", *options) as server:
+        assert drawn(server.client)["state"] == "done"
+        for _ in range(6):  # each on a connection of its own, to whichever process takes it
+            with httpx.Client(base_url=server.client.base_url, trust_env=False) as client:
+                assert client.get("/map").status_code == 200
+
+
+def described_by(folder: Path, values: list[float | None]) -> None:
+    """Give the gallery's items, in their order, a number each."""
+    with Gallery.open(folder, writable=True) as gallery:
+        for item, value in zip(gallery.items(limit=100), values, strict=True):
+            gallery.update(item.id, attributes={"price": value})
+
+
+def colours(api: httpx.Client) -> dict[str, Any]:
+    drawn(api)
+    told: dict[str, Any] = api.get("/map", params={"colour": "price"}).json()["colours"]
+    return told
+
+
+def test_few_numbers_are_coloured_from_low_to_high(folder: Path, tmp_path: Path) -> None:
+    values = [[30.0, 10.0, 20.0][i % 3] for i in range(25)]
+    described_by(folder, [None, *values])
+    with serving(folder, tmp_path) as server:
+        told = colours(server.client)
+    assert told["ordered"]
+    assert [(each["value"], each["count"]) for each in told["legend"]] == [
+        (10, 8), (20, 8), (30, 9), (None, 1)
+    ]  # fmt: skip
+    assert told["codes"] == [3, *([10, 20, 30].index(value) for value in values)]
+
+
+def test_many_numbers_are_ranges_with_about_as_many_items_each(
+    folder: Path, tmp_path: Path
+) -> None:
+    values = [float((7 * i) % 26) ** 3 for i in range(26)]  # each once, and far from even
+    described_by(folder, list(values))
+    with serving(folder, tmp_path) as server:
+        told = colours(server.client)
+    legend = told["legend"]
+    assert len(legend) == 8 and all(3 <= each["count"] <= 4 for each in legend)
+    for value, code in zip(values, told["codes"], strict=True):
+        assert legend[code]["low"] <= value <= legend[code]["high"]
+    for below, above in itertools.pairwise(legend):
+        assert below["high"] < above["low"]
 
 
 def test_an_empty_gallery_is_told_so(model_folder: Path, tmp_path: Path) -> None:

@@ -94,6 +94,44 @@ def test_colours_are_those_of_the_chosen_field(page: Page, car_site: Server) -> 
     ]
 
 
+def test_numbers_are_coloured_by_ranges_from_low_to_high(page: Page, car_site: Server) -> None:
+    to_map(page)
+    page.locator("#map-colour").select_option("price")
+    legend = page.locator(".map-value")
+    page.locator(".map-word", has_text=" – ").first.wait_for()
+    told = car_site.client.get("/map", params={"colour": "price"}).json()["colours"]["legend"]
+    lows = [float(each.inner_text().split(" – ")[0]) for each in legend.locator(".map-word").all()]
+    assert lows == [entry["low"] for entry in told] == sorted(lows)
+    swatches = [
+        each.evaluate("e => getComputedStyle(e).backgroundColor")
+        for each in legend.locator(".map-swatch").all()
+    ]
+    assert len(set(swatches)) == len(told)
+
+
+def test_to_cross_the_map_asks_for_few_items(page: Page, car_site: Server) -> None:
+    to_map(page)
+    asked: list[str] = []
+    page.on("request", lambda r: asked.append(r.url) if "/items/" in r.url else None)
+    # Within one task of the page, as a quick hand's moves are: no timer can run out in between.
+    page.evaluate(
+        """() => {
+            const canvas = document.querySelector(".map-canvas");
+            const { left, top, width, height } = canvas.getBoundingClientRect();
+            for (let y = 0; y < height; y += 6)
+                for (let x = 0; x < width; x += 6) {
+                    const at = { clientX: left + x, clientY: top + y };
+                    const mouse = { pointerId: 1, pointerType: "mouse", ...at };
+                    canvas.dispatchEvent(new PointerEvent("pointermove", mouse));
+                }
+        }"""
+    )
+    _, x, y = place_of(page, car_site, 3)
+    page.mouse.move(x, y)
+    page.locator(".map-card .card-label").wait_for()
+    assert len(asked) <= 4  # photo and words of the last, and of one the pointer rested on
+
+
 def test_one_colour_can_stand_out(page: Page) -> None:
     to_map(page)
     first = page.locator(".map-value").first
@@ -145,11 +183,12 @@ def test_fifty_thousand_points_are_drawn_zoomed_and_pointed_at(
     own_site: Server, visit: Visit
 ) -> None:
     """The answer is made up, for its size; what draws it is real."""
-    visit.allow("404")  # of the items that there are not
+    visit.allow("404")  # of the items that there are not: nobody else is asked for them
     page = visit(own_site)
     to_map(page)
     told = many(50_000)
     page.route("**/map?*", lambda route: route.fulfill(json=told))
+    page.route("**/items/**", lambda route: route.fulfill(status=404, json={"detail": "none"}))
     page.reload()
     page.locator(".map-note", has_text="50,000 photos").wait_for()
     before = pixels(page)
@@ -169,7 +208,7 @@ def test_fifty_thousand_points_are_drawn_zoomed_and_pointed_at(
 def many(n: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     spots = rng.integers(0, 65_535, (n, 2))
-    legend = [{"value": f"car-{i}", "count": n // 20} for i in range(20)]
+    legend = [{"value": f"car-{i}", "low": None, "high": None, "count": n // 20} for i in range(20)]
     return {
         "model": {"name": "tiny", "sha256": "0" * 64},
         "created": "2026-01-01T00:00:00Z",
@@ -178,7 +217,12 @@ def many(n: int) -> dict[str, Any]:
         "ids": list(range(1, n + 1)),
         "x": spots[:, 0].tolist(),
         "y": spots[:, 1].tolist(),
-        "colours": {"field": "label", "legend": legend, "codes": (np.arange(n) % 20).tolist()},
+        "colours": {
+            "field": "label",
+            "ordered": False,
+            "legend": legend,
+            "codes": (np.arange(n) % 20).tolist(),
+        },
     }
 
 

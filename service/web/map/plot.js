@@ -10,10 +10,18 @@ const MOST_ZOOM = 60;
 // More points than this are drawn as squares, which are quicker.
 const MOST_ROUND = 5000;
 
-// Okabe and Ito's colours first, which people with any colour vision tell apart, then a circle of
-// hues; grey is for all others.
+// Milliseconds that the pointer rests on a point before its photo is asked for: to cross a full map
+// would otherwise ask for hundreds.
+const REST_MS = 60;
+
+// Okabe and Ito's colours first, which people with any colour vision tell apart, then hues a golden
+// angle apart, so that no two neighbours in the legend are alike; grey is for all others.
 const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b5a800"];
+const GOLDEN_ANGLE = 137.508;
 const OTHERS = "#8a8f96";
+
+// Numbers from low to high; each to be seen on light and on dark.
+const RAMP = ["#4a63d9", "#1f8fb5", "#2c9c6a", "#b08a12", "#d9602b"];
 
 /** A map's points. */
 export class Plot {
@@ -34,6 +42,7 @@ export class Plot {
     this.emphasized = null;
     this.current = null;
     this.frame = 0;
+    this.resting = 0;
     this.pointers = new Map();
     this.moved = 0;
     this.ended = new AbortController();
@@ -53,17 +62,19 @@ export class Plot {
   end() {
     this.ended.abort();
     cancelAnimationFrame(this.frame);
+    clearTimeout(this.resting);
   }
 
   /** Show a map, as `GET /map` gives it with colours. */
   show(map) {
+    this.#point(null);
     this.map = map;
     this.x = Float32Array.from(map.x, (value) => value / FULL);
     this.y = Float32Array.from(map.y, (value) => value / FULL);
     this.codes = Uint8Array.from(map.colours.codes);
-    this.others = map.colours.legend.findIndex((entry) => entry.value === null);
+    this.others = map.colours.legend.findIndex((entry) => entry.value === null && entry.low === null);
+    this.steps = map.colours.ordered ? map.colours.legend.length - (this.others >= 0 ? 1 : 0) : 0;
     this.emphasized = null;
-    this.current = null;
     this.cells = new Map();
     for (let i = 0; i < this.x.length; i += 1) {
       const cell = cellOf(this.x[i], this.y[i]);
@@ -76,8 +87,10 @@ export class Plot {
   /** The colour of a place in the legend. */
   colour(code) {
     if (code === this.others) return OTHERS;
+    if (this.steps > 0) return onRamp(this.steps > 1 ? code / (this.steps - 1) : 0);
     if (code < COLOURS.length) return COLOURS[code];
-    return `hsl(${Math.round(((code - COLOURS.length) * 360) / 13 + 12)} 55% 52%)`;
+    const lightness = 44 + 8 * (code % 3);
+    return `hsl(${Math.round((code * GOLDEN_ANGLE) % 360)} 55% ${lightness}%)`;
   }
 
   /** Have the points of one colour stand out; null: of none. */
@@ -182,12 +195,14 @@ export class Plot {
     this.context.putImageData(image, 0, 0);
   }
 
-  #point(i) {
+  #point(i, after = 0) {
     if (i === this.current) return;
     this.current = i;
     this.draw();
+    clearTimeout(this.resting);
     if (i === null) this.onPoint(null, { x: 0, y: 0 });
-    else this.onPoint(this.map.ids[i], this.#toScreen(i));
+    else if (after === 0) this.onPoint(this.map.ids[i], this.#toScreen(i));
+    else this.resting = setTimeout(() => this.onPoint(this.map.ids[i], this.#toScreen(i)), after);
   }
 
   #near(x, y) {
@@ -223,7 +238,7 @@ export class Plot {
     const before = this.pointers.get(event.pointerId);
     const now = { x: event.offsetX, y: event.offsetY };
     if (before === undefined) {
-      this.#point(this.#near(now.x, now.y));
+      this.#point(this.#near(now.x, now.y), REST_MS);
       return;
     }
     this.pointers.set(event.pointerId, now);
@@ -304,6 +319,17 @@ export class Plot {
 
 function cellOf(x, y) {
   return Math.floor(y * GRID) * (GRID + 1) + Math.floor(x * GRID);
+}
+
+/** The colour of a place on the ramp, from 0 to 1. */
+function onRamp(place) {
+  const at = place * (RAMP.length - 1);
+  const below = Math.min(Math.floor(at), RAMP.length - 2);
+  const mixed = [1, 3, 5].map((i) => {
+    const [low, high] = [RAMP[below], RAMP[below + 1]].map((colour) => parseInt(colour.slice(i, i + 2), 16));
+    return Math.round(low + (high - low) * (at - below));
+  });
+  return `rgb(${mixed.join(" ")})`;
 }
 
 /** A CSS colour as a pixel of an image: its bytes are red, green, blue and alpha. */

@@ -17,8 +17,9 @@ export async function show(root) {
   let where = null;
   let job = null;
   let told = null;
+  let asked = 0;
 
-  const colour = h("select", { id: "map-colour", onchange: () => load() });
+  const colour = h("select", { id: "map-colour", onchange: () => reload() });
   const note = h("p", { class: "map-note quiet", role: "status" });
   const renew = h("button", { type: "button", class: "button", hidden: true, onclick: () => draw() }, "Draw again");
   const legend = h("ul", { class: "map-legend", "aria-label": "Colours" });
@@ -35,7 +36,7 @@ export async function show(root) {
   const filters = filterPanel({
     onChange: (wanted) => {
       where = wanted;
-      load();
+      reload();
     },
   });
   clear(root).append(
@@ -76,15 +77,27 @@ export async function show(root) {
     plot.end();
   };
 
-  async function load() {
-    const { mapped } = await getJson("model", { signal });
-    if (!mapped) {
-      await draw();
-      return;
+  async function reload() {
+    try {
+      await load();
+    } catch (error) {
+      if (!isAbort(error)) toast(error.detail ?? error.message, { kind: "error" });
+    }
+  }
+
+  async function load({ drawn = false } = {}) {
+    const mine = ++asked;
+    if (!drawn) {
+      const { mapped } = await getJson("model", { signal });
+      if (!mapped) {
+        await draw();
+        return;
+      }
     }
     const query = new URLSearchParams({ colour: colour.value || "label" });
     if (where !== null) query.set("where", JSON.stringify(where));
     const map = await getJson(`map?${query}`, { signal });
+    if (mine !== asked) return; // another colour or filter was chosen meanwhile
     clear(place);
     stage.hidden = false;
     renew.hidden = map.missing === 0;
@@ -96,6 +109,7 @@ export async function show(root) {
 
   /** Have the map drawn, and show how far that is. */
   async function draw() {
+    renew.hidden = true;
     const { items } = await getJson("model", { signal });
     if (items === 0) {
       stage.hidden = true;
@@ -132,7 +146,7 @@ export async function show(root) {
     } finally {
       job = null;
     }
-    await load();
+    await load({ drawn: true });
   }
 
   function showLegend(colours) {
@@ -155,7 +169,7 @@ export async function show(root) {
               },
             },
             swatch(plot.colour(code)),
-            h("span", { class: "map-word" }, entry.value === null ? "others" : attributes(entry.value)),
+            h("span", { class: "map-word" }, word(entry)),
             h("span", { class: "quiet" }, count(entry.count)),
           ),
         ),
@@ -183,6 +197,11 @@ export async function show(root) {
       if (!isAbort(error)) toast(error.detail ?? error.message, { kind: "error" });
     }
   }
+}
+
+function word({ value, low, high }) {
+  if (value !== null) return attributes(value);
+  return low === null ? "others" : `${attributes(low)} – ${attributes(high)}`;
 }
 
 function swatch(colour) {
