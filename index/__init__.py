@@ -8,10 +8,10 @@ with Gallery.create("my-cars", "model/") as gallery:
     ids, scores = gallery.search(query, k=10)
 """
 
-from index.catalog import Item, NewItem
 from index.errors import DsclError
 from index.gallery import Evaluation, Gallery
 from index.ingest import BuildReport, build
+from index.items import Item, NewItem
 from index.metrics import RetrievalMetrics, evaluate
 from index.model import Model, ModelCard
 from index.photos import Photo, list_photos

@@ -18,10 +18,11 @@ from pathlib import Path, PurePosixPath
 from index.approximate import Base
 from index.base_files import CURRENT_FILE, current_name, read_base, write_base
 from index.catalog import FILE as CATALOG_FILE
-from index.catalog import Catalog, Item
+from index.catalog import Catalog
 from index.errors import BaseDamagedError, DsclError, GalleryError, ModelMismatchError
-from index.files import replace_folder, sha256_file, sync_folder
+from index.files import folder_bytes, replace_folder, sha256_file, sync_folder
 from index.gallery import MODEL_FOLDER, VECTORS_FOLDER, Gallery
+from index.items import Item
 from index.kept_photos import link_photos
 from index.lock import WriterLock
 from index.model import Model
@@ -115,15 +116,15 @@ def compact(
         GalleryError: no gallery, or another process writes to it.
     """
     with Gallery.open(folder, writable=True) as gallery:
-        before = gallery.info().bytes
+        before = folder_bytes(folder)
         gallery.rebuild(progress=progress)
-        catalog = Catalog(gallery.path, writable=True)
+        catalog = Catalog(folder, writable=True)
         try:
             catalog.vacuum()
             catalog.checkpoint()
         finally:
             catalog.close()
-        return before, gallery.info().bytes
+        return before, folder_bytes(folder)
 
 
 def snapshot(folder: Path, target: Path) -> None:

@@ -11,6 +11,7 @@ from typing import get_args
 
 import click
 
+from index.address import GalleryAddress
 from index.care import check as check_gallery
 from index.care import compact as compact_gallery
 from index.care import restore as restore_gallery
@@ -19,6 +20,7 @@ from index.command_options import (
     FOLDER,
     building_bar,
     counting_bar,
+    gallery_folder_option,
     gallery_option,
     json_option,
     print_json,
@@ -40,7 +42,7 @@ SHOWN = 20
 
 
 @click.command()
-@gallery_option
+@gallery_folder_option
 @click.option("--photos", is_flag=True, help="Read every photo and compare its checksum.")
 @workers_option
 @json_option
@@ -62,7 +64,7 @@ def check(gallery_path: Path, photos: bool, workers: int | None, as_json: bool) 
 
 
 @click.command()
-@gallery_option
+@gallery_folder_option
 @json_option
 def compact(gallery_path: Path, as_json: bool) -> None:
     """Build the index anew and give unused disk space back. Searches go on meanwhile."""
@@ -75,7 +77,7 @@ def compact(gallery_path: Path, as_json: bool) -> None:
 
 
 @click.command()
-@gallery_option
+@gallery_folder_option
 @click.argument("target", type=FOLDER)
 def snapshot(gallery_path: Path, target: Path) -> None:
     """Copy the gallery as it is now to TARGET, which is a gallery itself.
@@ -88,7 +90,7 @@ def snapshot(gallery_path: Path, target: Path) -> None:
 
 
 @click.command()
-@gallery_option
+@gallery_folder_option
 @click.argument("source", type=FOLDER)
 def restore(gallery_path: Path, source: Path) -> None:
     """Bring the gallery back to the state of the snapshot SOURCE.
@@ -102,7 +104,7 @@ def restore(gallery_path: Path, source: Path) -> None:
 
 
 @click.command()
-@gallery_option
+@gallery_folder_option
 @click.option("--model", "model_path", type=FOLDER, required=True, help="The new model's folder.")
 @click.option(
     "--precision",
@@ -164,7 +166,7 @@ def migrate(
     help="Cosine similarity that makes two photos near-identical.",
 )
 @json_option
-def duplicates(gallery_path: Path, threshold: float, as_json: bool) -> None:
+def duplicates(gallery_path: GalleryAddress, threshold: float, as_json: bool) -> None:
     """List groups of near-identical photos."""
     with Gallery.open(gallery_path) as gallery:
         with (
@@ -197,7 +199,7 @@ def duplicates(gallery_path: Path, threshold: float, as_json: bool) -> None:
 
 
 @click.command("export")
-@gallery_option
+@gallery_folder_option
 @click.argument("target", type=FOLDER)
 def export_command(gallery_path: Path, target: Path) -> None:
     """Write items with their vectors to TARGET.
@@ -213,7 +215,7 @@ def export_command(gallery_path: Path, target: Path) -> None:
 
 
 @click.command("import")
-@gallery_option
+@gallery_folder_option
 @click.option("--model", "model_path", type=FOLDER, help="Make the gallery, with this model.")
 @click.argument("source", type=FOLDER)
 @json_option

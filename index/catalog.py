@@ -13,24 +13,34 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index.attributes import FieldType, check_text, new_types
+from index.attributes import FieldType, new_types
 from index.database import Database
 from index.errors import (
-    DuplicateExternalIdError,
     GalleryError,
     InvalidArgumentError,
-    ItemNotFoundError,
     ModelMismatchError,
 )
-from index.filters import COLUMNS, Filter, column_of, field_type
+from index.filter_dialects import COLUMNS, column_of
+from index.filters import Filter, compile_where, field_type
+from index.items import (
+    KEEP,
+    MAX_ID,
+    UNIT_TOLERANCE,
+    Item,
+    Keep,
+    NewItem,
+    check_texts,
+    expect_all,
+    storable,
+    taken,
+)
 from index.kept_photos import PHOTOS_FOLDER
 from index.photos import AttributeValue
 from index.schema import (
@@ -42,15 +52,9 @@ from index.schema import (
     upgrade,
 )
 
-__all__ = ["KEEP", "UNIT_TOLERANCE", "Catalog", "Changes", "Item", "Keep", "NewItem"]
+__all__ = ["Catalog", "Changes"]
 
 FILE = "catalog.sqlite"
-
-#: How far from 1 the length of a vector may be.
-UNIT_TOLERANCE = 1e-3
-
-#: SQLite's largest integer: no item has an id beyond.
-MAX_ID = 2**63 - 1
 
 #: Vectors read at a time: the rows of many more would take as much memory again as their array.
 VECTORS_PER_READ = 10_000
@@ -63,61 +67,6 @@ ITEM_COLUMNS = "id, seq, root, path, sha256, size, mtime_ns, label, attributes, 
 
 #: Rows of a JSON array: one parameter in place of as many as there are values.
 EACH = "SELECT value FROM json_each(?)"
-
-
-class Keep(Enum):
-    """The type of ``KEEP``."""
-
-    KEEP = "keep"
-
-
-#: In ``Catalog.update``: leave this as it is. None stands for none.
-KEEP: Final = Keep.KEEP
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewItem:
-    """A photo with its vector, ready to be stored.
-
-    ``path`` is relative to ``root``; ``size`` and ``mtime_ns`` are the file's when it was read;
-    ``vector`` is float32 [d] of unit length (other floats are stored as float32). ``external_id``
-    is the user's own name for the item; no two items share one.
-    """
-
-    root: Path
-    path: str
-    sha256: str
-    size: int
-    mtime_ns: int
-    label: str | None
-    attributes: dict[str, AttributeValue]
-    vector: NDArray[np.float32]
-    external_id: str | None = None
-
-    @property
-    def image(self) -> Path:
-        """The photo's absolute path."""
-        return self.root / self.path
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """A stored item. ``path`` is relative to ``root``; the file may since have moved."""
-
-    id: int
-    external_id: str | None
-    label: str | None
-    attributes: dict[str, AttributeValue]
-    root: Path
-    path: str
-    size: int
-    mtime_ns: int
-    sha256: str
-
-    @property
-    def image(self) -> Path:
-        """The photo's absolute path."""
-        return self.root / self.path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +179,10 @@ class Catalog:
         """The number of the last change."""
         return int(self.meta("seq"))
 
+    def floor(self) -> int:
+        """The change before which everything belongs to a history that was replaced."""
+        return int(self.meta("floor"))
+
     def data_version(self) -> int:
         """A number that differs after another connection has changed the database."""
         return self._database.data_version()
@@ -240,6 +193,10 @@ class Catalog:
     def fields(self) -> dict[str, FieldType]:
         """The attributes there are, and the type that their values have. None fits every type."""
         return dict(self._database.rows("SELECT name, type FROM fields"))
+
+    def compile(self, where: Mapping[str, Any]) -> Filter:
+        """A filter, for this catalog. Raises FilterError as ``index.filters.compile_where``."""
+        return compile_where(where, self.fields())
 
     # Writing
 
@@ -264,6 +221,29 @@ class Catalog:
         """As ``insert``, but an item whose external id is there replaces the one that has it."""
         return self._store(items, replace_by_external_id=True)
 
+    def put(self, pairs: Sequence[tuple[int, NewItem]]) -> None:
+        """Store items under ids of the caller's, in one transaction: for copies.
+
+        Args:
+            pairs: id and item, the ids ascending, above all that there ever were.
+
+        Raises:
+            InvalidArgumentError: other ids; and as ``insert``.
+        """
+        items = [item for _, item in pairs]
+        ids = [int(item_id) for item_id, _ in pairs]
+        for item in items:
+            self._check(item)
+        with self._change() as (connection, seq):
+            first = _next_id(connection)
+            if ids != sorted(set(ids)) or (ids and not first <= ids[0] <= ids[-1] <= MAX_ID):
+                raise InvalidArgumentError(
+                    f"ids to be stored must ascend and be above {first - 1}, the last one given."
+                )
+            self._admit(connection, [(str(item.image), item.attributes) for item in items])
+            self._write(connection, items, ids, seq)
+            connection.execute("ANALYZE items")
+
     def update(
         self,
         item_id: int,
@@ -282,7 +262,7 @@ class Catalog:
             AttributeTypeError, InvalidArgumentError, GalleryError: as ``insert``; nothing changes.
         """
         item_id = int(item_id)  # SQLite would take an integer of NumPy's for a blob
-        _check_texts(f"item {item_id}", label=label, external_id=external_id)
+        check_texts(f"item {item_id}", label=label, external_id=external_id)
         with self._change() as (connection, _):
             [item] = self.get([item_id])
             merged = item.attributes | dict(attributes or {})
@@ -295,7 +275,7 @@ class Catalog:
             if external_id is not KEEP and external_id is not None:
                 owner = self.get_external([external_id]).get(external_id, item_id)
                 if owner != item_id:
-                    raise _taken(external_id, f"item {owner}")
+                    raise taken(external_id, f"item {owner}")
             connection.execute(
                 "UPDATE items SET label = ?, attributes = ?, external_id = ? WHERE id = ?",
                 (
@@ -440,7 +420,7 @@ class Catalog:
         """
         items = self._items(f"WHERE items.id IN ({EACH})", (_list_of(ids),))
         found = {item.id: item for item in items}
-        _expect_all(ids, found)
+        expect_all(ids, found)
         return [found[item_id] for item_id in ids]
 
     def get_external(self, external_ids: Sequence[str]) -> dict[str, int]:
@@ -459,7 +439,7 @@ class Catalog:
             wanted = [
                 (roots[str(folder)], path.relative_to(folder).as_posix(), number)
                 for number, path in enumerate(paths)
-                if _storable(str(path))
+                if storable(str(path))
                 for folder in path.parents
                 if str(folder) in roots
             ]
@@ -479,7 +459,8 @@ class Catalog:
 
     def select(self, where: Filter) -> NDArray[np.int64]:
         """The ids of the items that match, int64 (n,), ascending."""
-        rows = self._database.rows(f"SELECT items.id FROM items WHERE {where.sql}", where.values)
+        clause, values = _clause(where)
+        rows = self._database.rows(f"SELECT items.id FROM items {clause}", values)
         return np.sort(np.fromiter((row[0] for row in rows), np.int64, len(rows)))
 
     def count(self, where: Filter | None = None) -> int:
@@ -525,7 +506,7 @@ class Catalog:
             f"SELECT id, vector FROM vectors WHERE id IN ({EACH})", (_list_of(ids),)
         )
         found = dict(rows)
-        _expect_all(ids, found)
+        expect_all(ids, found)
         return self._as_array([found[item_id] for item_id in ids])
 
     def labelled(
@@ -666,7 +647,7 @@ class Catalog:
         external_ids = [item.external_id for item in items if item.external_id is not None]
         if len(set(external_ids)) < len(external_ids):
             [(twice, _)] = Counter(external_ids).most_common(1)
-            raise _taken(twice, "another of the items to be stored")
+            raise taken(twice, "another of the items to be stored")
         with self._change() as (connection, seq):
             grew = self._admit(connection, [(str(item.image), item.attributes) for item in items])
             gone = set(self.ids_by_path([item.image for item in items]).values())
@@ -675,7 +656,7 @@ class Catalog:
                 gone.update(owners.values())
             for external_id, owner in owners.items():
                 if owner not in gone:
-                    raise _taken(external_id, f"item {owner}")
+                    raise taken(external_id, f"item {owner}")
             _delete(connection, sorted(gone), seq)
             first = _next_id(connection)
             ids = list(range(first, first + len(items)))
@@ -723,7 +704,7 @@ class Catalog:
 
     def _check(self, item: NewItem) -> None:
         name = str(item.image)
-        _check_texts(
+        check_texts(
             name, root=str(item.root), path=item.path, label=item.label,
             external_id=item.external_id,
         )  # fmt: skip
@@ -775,7 +756,7 @@ class Catalog:
         return shift
 
     def _expect(self, ids: Sequence[int]) -> None:
-        _expect_all(ids, self._column_of(ids, "id"))
+        expect_all(ids, self._column_of(ids, "id"))
 
     def _column_of(self, ids: Sequence[int], column: str) -> dict[int, Any]:
         return dict(
@@ -789,7 +770,7 @@ class Catalog:
         rows = self._database.rows(
             f"SELECT {column}, min(items.id) FROM json_each(?) CROSS JOIN items"
             f" ON {column} = json_each.value GROUP BY {column}",
-            (json.dumps([text for text in texts if _storable(text)]),),
+            (json.dumps([text for text in texts if storable(text)]),),
         )
         return dict(rows)
 
@@ -898,11 +879,11 @@ def _chunks(cursor: sqlite3.Cursor) -> Iterator[list[Any]]:
 
 
 def _clause(where: Filter | None) -> tuple[str, tuple[str | int, ...]]:
-    return ("", ()) if where is None else (f"WHERE {where.sql}", where.values)
+    return ("", ()) if where is None else (f"WHERE {where.condition}", where.values)
 
 
 def _condition(where: Filter | None) -> tuple[str, tuple[str | int, ...]]:
-    return ("", ()) if where is None else (f" AND ({where.sql})", where.values)
+    return ("", ()) if where is None else (f" AND ({where.condition})", where.values)
 
 
 def _list_of(ids: Sequence[int]) -> str:
@@ -911,39 +892,3 @@ def _list_of(ids: Sequence[int]) -> str:
 
 def _to_json(attributes: Mapping[str, AttributeValue]) -> str:
     return json.dumps(attributes, ensure_ascii=False, allow_nan=False)
-
-
-def _storable(text: str) -> bool:
-    try:
-        check_text("the text", text)
-    except InvalidArgumentError:
-        return False
-    return True
-
-
-def _check_texts(
-    what: str,
-    *,
-    label: str | Keep | None,
-    external_id: str | Keep | None,
-    root: str = "",
-    path: str = "",
-) -> None:
-    for name, text in (("root", root), ("path", path), ("label", label), ("sku", external_id)):
-        if text is not None and text is not KEEP:
-            check_text(f"the {name} of {what}", text)
-    if external_id == "":
-        raise InvalidArgumentError(f"the sku of {what} is empty: give one, or none.")
-
-
-def _expect_all(ids: Sequence[int], found: Mapping[int, object]) -> None:
-    missing = [item_id for item_id in ids if item_id not in found]
-    if missing:
-        shown = ", ".join(str(each) for each in missing[:5]) + (", …" if len(missing) > 5 else "")
-        raise ItemNotFoundError(f"no item with id {shown} in the gallery.")
-
-
-def _taken(external_id: str, by: str) -> DuplicateExternalIdError:
-    return DuplicateExternalIdError(
-        f"the sku {external_id!r} belongs to {by} already: give another, or none."
-    )

@@ -11,13 +11,16 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from index.address import GalleryAddress, parse_address
 from index.errors import FilterError, InvalidArgumentError
 from index.tuning import Progress
 
 __all__ = [
     "FOLDER",
+    "GALLERY",
     "building_bar",
     "counting_bar",
+    "gallery_folder_option",
     "gallery_option",
     "json_option",
     "parse_object",
@@ -33,8 +36,48 @@ FOLDER = click.Path(path_type=Path)
 #: The shell's status for a command that Ctrl-C ended.
 STOPPED = 130
 
+
+class _Gallery(click.ParamType[GalleryAddress]):
+    """A gallery's folder, or its address on Milvus."""
+
+    name = "gallery"
+
+    def __init__(self, *, folders_only: bool = False) -> None:
+        self._folders_only = folders_only
+
+    def convert(
+        self,
+        value: str | GalleryAddress,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> GalleryAddress:
+        address = parse_address(value)
+        if self._folders_only and not isinstance(address, Path):
+            command = "" if ctx is None else f"`dscl index {ctx.info_name}`"
+            raise InvalidArgumentError(
+                f"{command} is for gallery folders, and {address} is on Milvus, which sees to its "
+                f"own files. `dscl gallery copy {address} FOLDER` makes a folder of it."
+            )
+        return address
+
+
+GALLERY = _Gallery()
+
 gallery_option = click.option(
-    "--gallery", "gallery_path", type=FOLDER, required=True, help="The gallery folder."
+    "--gallery",
+    "gallery_path",
+    type=GALLERY,
+    required=True,
+    metavar="FOLDER|URL",
+    help="The gallery: its folder, or milvus://HOST:PORT/NAME.",
+)
+gallery_folder_option = click.option(
+    "--gallery",
+    "gallery_path",
+    type=_Gallery(folders_only=True),
+    required=True,
+    metavar="FOLDER",
+    help="The gallery folder.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 workers_option = click.option(

@@ -15,9 +15,9 @@ from typing import Any, get_args
 import click
 from tqdm import tqdm
 
+from index.address import GalleryAddress
 from index.approximate import RequestedKind
 from index.care_commands import CARE_COMMANDS
-from index.catalog import KEEP, Item
 from index.command_options import (
     FOLDER,
     building_bar,
@@ -34,6 +34,7 @@ from index.errors import GalleryError, InvalidArgumentError, ItemNotFoundError
 from index.gallery import Gallery, IndexInfo, check_k, expect_model
 from index.ingest import BuildReport
 from index.ingest import build as build_gallery
+from index.items import KEEP, Item
 from index.model import Model
 from index.photos import Photo, list_photos
 from index.runtimes import Precision
@@ -101,7 +102,7 @@ for command in CARE_COMMANDS:
 def build(
     model_path: Path,
     images: Path,
-    gallery_path: Path,
+    gallery_path: GalleryAddress,
     precision: Precision | None,
     kind: RequestedKind | None,
     recall: float | None,
@@ -142,7 +143,7 @@ def build(
 @workers_option
 @json_option
 def add(
-    gallery_path: Path,
+    gallery_path: GalleryAddress,
     images: tuple[Path, ...],
     label: str | None,
     sku: str | None,
@@ -184,7 +185,7 @@ def add(
 )
 @json_option
 def update(
-    gallery_path: Path,
+    gallery_path: GalleryAddress,
     item: str,
     label: str | None,
     sku: str | None,
@@ -220,7 +221,7 @@ def update(
 @index.command(epilog=ITEM_HELP)
 @gallery_option
 @click.argument("items", nargs=-1, required=True)
-def remove(gallery_path: Path, items: tuple[str, ...]) -> None:
+def remove(gallery_path: GalleryAddress, items: tuple[str, ...]) -> None:
     """Remove items. The photo files stay."""
     with Gallery.open(gallery_path, writable=True) as gallery:
         ids = _ids(gallery, items)
@@ -235,7 +236,9 @@ def remove(gallery_path: Path, items: tuple[str, ...]) -> None:
 )
 @click.option("--kind", type=click.Choice(get_args(RequestedKind)), help="Change the kind, too.")
 @json_option
-def tune(gallery_path: Path, recall: float, kind: RequestedKind | None, as_json: bool) -> None:
+def tune(
+    gallery_path: GalleryAddress, recall: float, kind: RequestedKind | None, as_json: bool
+) -> None:
     """Say how much the index is to find, and measure that on the gallery's own vectors."""
     with (
         resumable("The index is as it was."),
@@ -252,7 +255,7 @@ def tune(gallery_path: Path, recall: float, kind: RequestedKind | None, as_json:
 @index.command()
 @gallery_option
 @json_option
-def info(gallery_path: Path, as_json: bool) -> None:
+def info(gallery_path: GalleryAddress, as_json: bool) -> None:
     """Tell what a gallery holds."""
     with Gallery.open(gallery_path) as gallery:
         facts = gallery.info()
@@ -264,16 +267,17 @@ def info(gallery_path: Path, as_json: bool) -> None:
         f"  items   {facts.items} ({facts.labelled} with one of {facts.labels} labels)\n"
         f"  model   {facts.model} ({facts.model_sha256[:12]}…), {facts.dim} values a vector, "
         f"{facts.precision}\n"
-        f"  index   {_described(facts.index)}\n"
-        f"  on disk {facts.bytes / 1e6:.1f} MB"
+        f"  index   {_described(facts.index)}"
     )
+    if facts.bytes is not None:
+        click.echo(f"  on disk {facts.bytes / 1e6:.1f} MB")
 
 
 @click.command()
 @gallery_option
 @search_options
 def search(
-    gallery_path: Path,
+    gallery_path: GalleryAddress,
     k: int,
     where: dict[str, Any] | None,
     threshold: float | None,
@@ -323,7 +327,7 @@ def print_hits(photo: Path, hits: list[dict[str, Any]], *, offset: int, as_json:
 @click.option("--clustering", is_flag=True, help="Also NMI of a k-means clustering.")
 @json_option
 def evaluate(
-    gallery_path: Path,
+    gallery_path: GalleryAddress,
     ks: str,
     where: dict[str, Any] | None,
     as_searched: bool,
@@ -372,14 +376,14 @@ def parse_ks(text: str) -> tuple[int, ...]:
 
 
 def _open_or_create(
-    path: Path,
+    path: GalleryAddress,
     model_path: Path,
     *,
     precision: Precision | None,
     kind: RequestedKind | None,
     recall: float | None,
 ) -> Gallery:
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not _is_there(path):
         return Gallery.create(
             path,
             Model.load(model_path, precision=precision or "fp32"),
@@ -399,6 +403,15 @@ def _open_or_create(
         gallery.close()
         raise
     return gallery
+
+
+def _is_there(path: GalleryAddress) -> bool:
+    """Whether there is a gallery, or what is to be told apart from one."""
+    if isinstance(path, Path):
+        return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    from index.milvus_gallery import exists  # which needs an extra
+
+    return exists(path)
 
 
 def _fill(

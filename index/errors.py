@@ -40,6 +40,12 @@ class GalleryLockedError(GalleryError):
     code = "gallery_locked"
 
 
+class GalleryUnavailableError(GalleryError):
+    """A server that holds the gallery and does not answer now; it may later."""
+
+    code = "gallery_unavailable"
+
+
 class ModelMismatchError(GalleryError):
     """A gallery met a model other than the one its vectors were made with."""
 

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import index.metrics as metrics
+from index.contents import Index
 from index.errors import InvalidArgumentError
 from index.metrics import Progress
-from index.vectors import VectorIndex
 
 __all__ = [
     "MAX_CONFUSION",
@@ -145,7 +145,7 @@ def evaluate(
     *,
     protocol: str,
     unlabelled: int,
-    index: VectorIndex | None = None,
+    index: Index | None = None,
     clustering: bool = False,
     per_class: bool = False,
     hardest: int = 0,
@@ -301,7 +301,7 @@ def _described(judged: Judged, row: int, neighbours: NDArray[np.int64]) -> list[
 
 
 def _by_index(
-    index: VectorIndex, judged: Judged, depths: NDArray[np.int64]
+    index: Index, judged: Judged, depths: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Rank neighbours as ``metrics.nearest`` does, but by ``index``; fewer where it finds fewer."""
     items = np.flatnonzero(judged.gallery)

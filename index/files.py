@@ -13,7 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replace_folder", "sha256_bytes", "sha256_file", "sync_folder", "write_atomically"]
+__all__ = [
+    "folder_bytes",
+    "replace_folder",
+    "sha256_bytes",
+    "sha256_file",
+    "sync_folder",
+    "write_atomically",
+]
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -86,3 +93,14 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files below; some may come and go meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:
+            continue
+    return total

@@ -12,8 +12,9 @@ Fields are the gallery's attributes and ``id``, ``label`` and ``sku``. A missing
 null: ``{"make": null}`` finds items without a make, as does ``{"make": {"exists": false}}``, and
 ``{"make": {"ne": "BMW"}}`` finds them too. Text compares by code point.
 
-This module turns a filter into a condition on the catalog's table ``items``; nothing else knows
-the language. Values only ever become parameters; names are looked up among the fields.
+This module checks a filter and takes it apart; nothing else knows the language. A ``Dialect``
+writes the parts down as a condition for the database that holds the items. Names are looked up
+among the fields, so a dialect never meets one that is not there.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from typing import Any
 
 from index.attributes import OWN_FIELDS, FieldType, type_of
 from index.errors import FilterError, InvalidArgumentError
-from index.schema import field_expression
+from index.filter_dialects import Comparison, Dialect, Parameter, SqlDialect, Value
 
-__all__ = ["COLUMNS", "Filter", "column_of", "compile_where", "either", "field_type"]
+__all__ = ["Filter", "compile_where", "either", "field_type"]
 
 #: Values that one filter may hold, and conditions.
 MAX_VALUES = 1000
@@ -36,52 +37,49 @@ MAX_VALUES = 1000
 #: Filters within filters.
 MAX_DEPTH = 8
 
-COMPARISONS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+COMPARISONS: dict[str, Comparison] = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 OPERATORS = ("eq", "ne", *COMPARISONS, "in", "not_in", "exists")
-
-#: Where the table ``items`` has those fields that are no attributes.
-COLUMNS = {"id": "items.id", "label": "items.label", "sku": "items.external_id"}
 
 
 @dataclass(frozen=True)
 class Filter:
-    """A filter, ready for the catalog."""
+    """A filter, ready for the database that holds the items."""
 
-    sql: str  #: a condition on the table ``items``; true, false or NULL, which counts as false
-    values: tuple[str | int, ...]  #: its parameters
+    condition: str  #: in the words of its dialect
+    values: tuple[Parameter, ...]  #: its parameters, where the dialect has any
     key: str  #: the same for filters that are written alike but for the order of their keys
 
 
-def compile_where(where: Mapping[str, Any], fields: Mapping[str, FieldType]) -> Filter:
+def compile_where(
+    where: Mapping[str, Any],
+    fields: Mapping[str, FieldType],
+    dialect: Dialect | None = None,
+) -> Filter:
     """Check a filter and turn it into a condition; see the module for the language.
 
     Args:
         where: the filter; ``{}`` lets every item through.
         fields: the attributes there are and their types, as ``Catalog.fields`` gives them.
+        dialect: of the database, used for this filter alone; default: the catalog's.
 
     Raises:
         FilterError: a field or an operator that there is not, a value whose type is not the
             field's, a filter of another form, or one that is too large: more than 1,000 values,
             1,000 conditions or 8 filters deep.
     """
-    compiler = _Compiler(fields)
-    sql = compiler.all_of(where, depth=1)
+    dialect = dialect or SqlDialect()
+    condition = _Compiler(fields, dialect).all_of(where, depth=1)
     key = json.dumps(where, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return Filter(sql, tuple(compiler.values), key)
+    return Filter(condition, tuple(dialect.parameters), key)
 
 
 def either(first: Filter, second: Filter) -> Filter:
     """The items that at least one of two filters matches."""
     return Filter(
-        f"(({first.sql}) OR ({second.sql}))",
+        f"(({first.condition}) or ({second.condition}))",
         first.values + second.values,
         f"{first.key} or {second.key}",
     )
-
-
-def column_of(field: str) -> str:
-    """SQL for the value of a field, NULL where it is missing. ``field_type`` says if it exists."""
-    return COLUMNS.get(field) or field_expression(field)
 
 
 def field_type(field: str, fields: Mapping[str, FieldType]) -> FieldType:
@@ -99,11 +97,11 @@ def field_type(field: str, fields: Mapping[str, FieldType]) -> FieldType:
 
 
 class _Compiler:
-    """Collects the parameters, and counts, while a filter is turned into SQL."""
+    """Checks and counts while a filter is taken apart."""
 
-    def __init__(self, fields: Mapping[str, FieldType]) -> None:
-        self.values: list[str | int] = []
+    def __init__(self, fields: Mapping[str, FieldType], dialect: Dialect) -> None:
         self._fields = fields
+        self._dialect = dialect
         self._conditions = 0
         self._values = 0
 
@@ -116,19 +114,21 @@ class _Compiler:
                 'as {"make": "BMW"}.'
             )
         self._count_condition()
-        return _joined([self._condition(key, value, depth) for key, value in where.items()], "AND")
+        conditions = [self._condition(key, value, depth) for key, value in where.items()]
+        return self._dialect.joined(conditions, "and")
 
     def _condition(self, key: Any, value: Any, depth: int) -> str:
         if not isinstance(key, str):
             raise FilterError(f"{_shown(key)} is not the name of a field: expected text.")
         if key == "not":
-            return f"({self.all_of(value, depth=depth + 1)}) IS NOT TRUE"
+            return self._dialect.negated(self.all_of(value, depth=depth + 1))
         if key == "any":
             if not _is_list(value) or not value:
                 raise FilterError(
                     f'"any" is {_shown(value)}: expected a list of at least one filter.'
                 )
-            return _joined([self.all_of(each, depth=depth + 1) for each in value], "OR")
+            alternatives = [self.all_of(each, depth=depth + 1) for each in value]
+            return self._dialect.joined(alternatives, "or")
         return self._field(key, value)
 
     def _field(self, field: str, value: Any) -> str:
@@ -140,51 +140,54 @@ class _Compiler:
                 f"the filter of {field} is empty: expected a value or an operator, one of "
                 f"{', '.join(OPERATORS)}."
             )
-        return _joined(
-            [self._operator(field, kind, name, operand) for name, operand in value.items()], "AND"
-        )
+        conditions = [self._operator(field, kind, name, operand) for name, operand in value.items()]
+        return self._dialect.joined(conditions, "and")
 
     def _operator(self, field: str, kind: FieldType, name: Any, operand: Any) -> str:
         self._count_condition()
-        column = column_of(field)
+        write = self._dialect
         match name:
             case "eq" | "ne" if operand is None:
-                return f"{column} IS {'NOT ' * (name == 'ne')}NULL"
+                return write.exists(field, name == "ne")
             case "eq":
-                return f"{column} = {self._parameter(field, kind, operand)}"
+                return write.equals(field, self._value(field, kind, operand))
             case "ne":
-                return f"{column} IS NOT {self._parameter(field, kind, operand)}"
+                return write.differs(field, self._value(field, kind, operand))
             case "gt" | "gte" | "lt" | "lte":
                 if kind == "boolean" or operand is None:
                     what = f"{field} is a boolean" if kind == "boolean" else "null has no order"
                     raise FilterError(
                         f"{name} cannot compare {field} with {_shown(operand)}: {what}."
                     )
-                return f"{column} {COMPARISONS[name]} {self._parameter(field, kind, operand)}"
+                value = self._value(field, kind, operand)
+                return write.compares(field, COMPARISONS[name], value)
             case "in" | "not_in":
                 if not _is_list(operand):
                     raise FilterError(
                         f"{name} of {field} is {_shown(operand)}: expected a list of values."
                     )
-                found = self._any_value(column, field, kind, operand)
-                return found if name == "in" else f"({found}) IS NOT TRUE"
+                found = self._any_value(field, kind, operand)
+                return found if name == "in" else write.negated(found)
             case "exists":
                 if not isinstance(operand, bool):
                     raise FilterError(
                         f"exists of {field} is {_shown(operand)}: expected true or false."
                     )
-                return f"{column} IS {'NOT ' * operand}NULL"
+                return write.exists(field, operand)
         raise FilterError(
             f"there is no operator {_shown(name)}: expected one of {', '.join(OPERATORS)}."
         )
 
-    def _any_value(self, column: str, field: str, kind: FieldType, values: Sequence[Any]) -> str:
+    def _any_value(self, field: str, kind: FieldType, values: Sequence[Any]) -> str:
         self._count_values(len(values))
-        marks = [self._parameter(field, kind, each) for each in values if each is not None]
-        found = f"{column} IN ({', '.join(marks)})"
-        return f"({found} OR {column} IS NULL)" if None in values else found
+        found = self._dialect.is_one_of(
+            field, [self._value(field, kind, each) for each in values if each is not None]
+        )
+        if None not in values:
+            return found
+        return self._dialect.joined([found, self._dialect.exists(field, False)], "or")
 
-    def _parameter(self, field: str, kind: FieldType, value: Any) -> str:
+    def _value(self, field: str, kind: FieldType, value: Any) -> Value:
         try:
             of_value = type_of(value)
         except InvalidArgumentError as error:
@@ -196,12 +199,8 @@ class _Compiler:
                 f"{field} cannot be compared with {_shown(value)}: it is a {kind}, not a "
                 f"{of_value or 'null'}."
             )
-        if isinstance(value, float):
-            # Read by SQLite's own parser, as the stored ones are: another may round otherwise.
-            self.values.append(json.dumps(value))
-            return "json_extract(?, '$')"
-        self.values.append(int(value) if kind != "string" else str(value))
-        return "?"
+        checked: Value = value
+        return checked
 
     def _count_condition(self) -> None:
         self._conditions += 1
@@ -216,16 +215,6 @@ class _Compiler:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
-
-
-def _joined(terms: Sequence[str], operator: str) -> str:
-    """The terms in a balanced tree: SQLite limits the depth of an expression."""
-    if not terms:
-        return "TRUE"
-    if len(terms) == 1:
-        return terms[0]
-    half = len(terms) // 2
-    return f"({_joined(terms[:half], operator)} {operator} {_joined(terms[half:], operator)})"
 
 
 def _shown(value: Any) -> str:

@@ -1,34 +1,38 @@
 """``Gallery``: catalog, index and model behind one small interface.
 
 A gallery is one folder: the catalog (the truth), a copy of the model its vectors were made with,
-the files of the index and the writer's lock. Everything that searches or changes a gallery goes
-through this class.
+the files of the index and the writer's lock. Or it is a collection of a Milvus server, with the
+same behaviour. Everything that searches or changes a gallery goes through this class.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index.address import GalleryAddress, MilvusAddress, parse_address
 from index.approximate import RequestedKind, check_kind
 from index.attributes import FieldType
 from index.catalog import FILE as CATALOG_FILE
-from index.catalog import KEEP, UNIT_TOLERANCE, Catalog, Item, Keep, NewItem
+from index.catalog import Catalog
+from index.contents import Contents, Searching, State
 from index.errors import GalleryError, InvalidArgumentError, ItemNotFoundError, ModelMismatchError
 from index.evaluation import Evaluation, Judged, check_wanted, evaluate
 from index.evaluation import Progress as EvaluationProgress
-from index.files import replace_folder
-from index.filters import Filter, compile_where, either, field_type
+from index.files import folder_bytes, replace_folder
+from index.filters import Filter, either, field_type
 from index.gallery_map import GalleryMap, draw, extend, read_map, write_map
-from index.live import IndexInfo, LiveIndex, State
+from index.items import KEEP, UNIT_TOLERANCE, Item, Keep, NewItem
+from index.kept_photos import PHOTOS_FOLDER
+from index.live import IndexInfo, LiveIndex
 from index.lock import WriterLock
 from index.model import Model
 from index.photos import AttributeValue
@@ -37,6 +41,9 @@ from index.results import MAX_K, Hits, best_of_groups, check_k, check_offset, ch
 from index.runtimes import Precision, Runtime
 from index.tuning import Progress, check_target
 from index.vectors import Subset
+
+if TYPE_CHECKING:
+    from index.milvus_notes import Notes
 
 __all__ = [
     "MAX_K",
@@ -74,7 +81,7 @@ class GalleryInfo:
     model_sha256: str
     precision: str
     index: IndexInfo
-    bytes: int
+    bytes: int | None  #: on disk; None on Milvus, which does not tell
 
 
 class Gallery:
@@ -85,21 +92,36 @@ class Gallery:
     """
 
     def __init__(
-        self, path: Path, model: Model, catalog: Catalog, lock: WriterLock | None = None
+        self,
+        path: GalleryAddress,
+        model: Model,
+        catalog: Contents,
+        live: Searching,
+        *,
+        writable: bool,
+        is_at: Callable[[GalleryAddress], bool],
+        lock: WriterLock | None = None,
+        photos: Path | None = None,
+        notes: Notes | None = None,
     ) -> None:
         """Use ``create`` or ``open``."""
         self.path = path
         self.model = model
+        #: Where photos that come over the network are kept; None where none are taken.
+        self.photos_folder = photos
+        #: Small texts that all processes share; None for a gallery folder.
+        self.notes = notes
         self._catalog = catalog
+        self._live = live
+        self._writable = writable
+        self._is_at = is_at
         self._writer_lock = lock
-        self._identity = catalog.path.stat()
-        self._live = LiveIndex(catalog, path / VECTORS_FOLDER, writable=lock is not None)
         self._unkept_map: GalleryMap | None = None  # drawn here, and written nowhere
 
     @classmethod
     def create(
         cls,
-        path: Path | str,
+        path: GalleryAddress | str,
         model: Model | Path | str,
         *,
         index_kind: RequestedKind = "auto",
@@ -108,7 +130,8 @@ class Gallery:
         """Make an empty gallery for the vectors of ``model`` and open it for writing.
 
         Args:
-            path: a folder that does not exist yet, or an empty one.
+            path: a folder that does not exist yet, or an empty one; or an address on Milvus, see
+                ``index.address``.
             model: the model, or its folder. The gallery keeps a copy.
             index_kind: "auto" searches exactly up to 50,000 items and by an index above that.
             target_recall: the share of the 10 nearest items that such an index is to find, above
@@ -121,8 +144,13 @@ class Gallery:
         """
         check_kind(index_kind)
         check_target(target_recall)
-        path = Path(path)
+        path = parse_address(path)
         model = model if isinstance(model, Model) else Model.load(model)
+        if isinstance(path, MilvusAddress):
+            from index import milvus_gallery  # which needs an extra
+
+            milvus_gallery.create(path, model, index_kind=index_kind, target_recall=target_recall)
+            return cls.open(path, writable=True)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise GalleryError(f"{path} exists already: choose a new folder for the gallery.")
         with replace_folder(path) as fresh:
@@ -139,15 +167,15 @@ class Gallery:
 
     @classmethod
     def open(
-        cls, path: Path | str, *, writable: bool = False, runtime: Runtime = "auto"
+        cls, path: GalleryAddress | str, *, writable: bool = False, runtime: Runtime = "auto"
     ) -> Gallery:
         """Open an existing gallery.
 
         Damaged or missing files of the index are no error: they are built anew from the catalog.
 
         Args:
-            path: its folder.
-            writable: to change it; one process at a time.
+            path: its folder, or its address on Milvus.
+            writable: to change it; a folder by one process at a time.
             runtime: what computes embeddings; see ``Model.load``.
 
         Raises:
@@ -156,8 +184,12 @@ class Gallery:
                 folder that cannot be written to.
             ModelError: the gallery's model folder is damaged.
             ModelMismatchError: the model folder is not of the model the vectors were made with.
+            GalleryUnavailableError: the Milvus server does not answer.
         """
-        path = Path(path).absolute()
+        path = parse_address(path)
+        if isinstance(path, MilvusAddress):
+            return cls._open_milvus(path, writable=writable, runtime=runtime)
+        path = path.absolute()
         with ExitStack() as opened:
             lock = None
             if writable and (path / CATALOG_FILE).is_file():
@@ -168,9 +200,35 @@ class Gallery:
             precision = cast(Precision, catalog.meta("precision"))
             model = Model.load(path / MODEL_FOLDER, runtime=runtime, precision=precision)
             expect_model(path, catalog.meta("model_sha256"), model)
-            gallery = cls(path, model, catalog, lock)
+            identity = catalog.path.stat()
+            gallery = cls(
+                path,
+                model,
+                catalog,
+                LiveIndex(catalog, path / VECTORS_FOLDER, writable=writable),
+                writable=writable,
+                is_at=lambda other: isinstance(other, Path) and _is_file(identity, other),
+                lock=lock,
+                photos=path / PHOTOS_FOLDER,
+            )
             opened.pop_all()
         return gallery
+
+    @classmethod
+    def _open_milvus(cls, address: MilvusAddress, *, writable: bool, runtime: Runtime) -> Gallery:
+        from index import milvus_gallery  # which needs an extra
+
+        parts = milvus_gallery.open_parts(address, runtime=runtime)
+        return cls(
+            address,
+            parts.model,
+            parts.catalog,
+            parts.live,
+            writable=writable,
+            is_at=lambda other: str(other) == str(address) and not parts.place.taken_over(),
+            photos=parts.photos,
+            notes=parts.notes,
+        )
 
     def close(self) -> None:
         """Close the gallery and let another process write. Closing twice is harmless.
@@ -195,12 +253,9 @@ class Gallery:
     ) -> None:
         self.close()
 
-    def is_at(self, path: Path) -> bool:
-        """Whether ``path`` is the folder of this very gallery, and no other has taken its place."""
-        try:
-            return os.path.samestat(self._identity, (path / CATALOG_FILE).stat())
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+    def is_at(self, path: GalleryAddress) -> bool:
+        """Whether ``path`` is the place of this very gallery, and no other has taken it."""
+        return self._is_at(path)
 
     def __len__(self) -> int:
         return len(self._live.state().index)
@@ -446,7 +501,7 @@ class Gallery:
             model_sha256=self.model.sha256,
             precision=self.model.precision,
             index=self._live.info(),
-            bytes=_bytes_of(self.path),
+            bytes=folder_bytes(self.path) if isinstance(self.path, Path) else None,
         )
 
     def index_info(self) -> IndexInfo:
@@ -460,11 +515,13 @@ class Gallery:
 
         Items may have come and gone since. An item on it that is still there is where it belongs.
         """
-        drawn = self._unkept_map or read_map(self.path)
+        drawn = self._unkept_map
+        if drawn is None and isinstance(self.path, Path):
+            drawn = read_map(self.path)
         if drawn is None or drawn.model_sha256 != self.model.sha256:
             return None
         # Of a history that a snapshot has replaced, ids mean nothing.
-        return drawn if drawn.seq >= int(self._catalog.meta("floor")) else None
+        return drawn if drawn.seq >= self._catalog.floor() else None
 
     def draw_map(
         self, *, anew: bool = False, keep: bool = True, progress: MapProgress | None = None
@@ -477,7 +534,7 @@ class Gallery:
         Args:
             anew: also where few have come; nothing of the last map remains.
             keep: write it into the gallery's folder, for which the gallery need not be open for
-                writing; else it is there as long as the gallery is open.
+                writing; else, and on Milvus, it is there as long as the gallery is open.
             progress: told (done, total, stage); what it raises stops the work, and the map is as
                 it was.
 
@@ -498,9 +555,11 @@ class Gallery:
                 before=before,
                 progress=progress,
             )
-        if keep:
+        if keep and isinstance(self.path, Path):
             write_map(self.path, drawn)
-        self._unkept_map = None if keep else drawn
+            self._unkept_map = None
+        else:
+            self._unkept_map = drawn
         return drawn
 
     # Judging
@@ -697,6 +756,10 @@ class Gallery:
         """Copy the gallery as it is now; see ``index.care.snapshot``."""
         from index.care import snapshot  # which itself needs this module
 
+        if not isinstance(self.path, Path):
+            raise GalleryError(
+                f"{self.path} has no snapshots: `dscl gallery copy {self.path} FOLDER` copies it."
+            )
         snapshot(self.path, Path(path))
 
     # Inside
@@ -734,7 +797,7 @@ class Gallery:
         return ids, vectors, labels
 
     def _compiled(self, where: Where) -> Filter:
-        return compile_where(where, self._catalog.fields())
+        return self._catalog.compile(where)
 
     def _search_groups(
         self,
@@ -783,7 +846,7 @@ class Gallery:
             fetch *= 4
 
     def _require_writable(self) -> None:
-        if self._writer_lock is None:
+        if not self._writable:
             raise GalleryError(f"gallery {self.path} is open for reading: open it writable.")
 
     def _check_items(self, items: Sequence[NewItem]) -> None:
@@ -804,7 +867,7 @@ class Gallery:
             )
 
 
-def expect_model(path: Path, sha256: str, model: Model) -> None:
+def expect_model(path: GalleryAddress, sha256: str, model: Model) -> None:
     """Refuse to mix vectors of different models: their distances mean nothing.
 
     Raises:
@@ -827,7 +890,7 @@ def _items_name(where: Filter | None) -> str:
 
 
 def _search_name(state: State, exact: bool) -> str:
-    return "exact search" if exact else f"search by its {state.index.base.kind} index"
+    return "exact search" if exact else f"search by its {state.index.kind} index"
 
 
 def _at_least(
@@ -838,12 +901,8 @@ def _at_least(
     return ids[near], scores[near]
 
 
-def _bytes_of(folder: Path) -> int:
-    """Size of all files below; some may come and go meanwhile."""
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue
-    return total
+def _is_file(identity: os.stat_result, folder: Path) -> bool:
+    try:
+        return os.path.samestat(identity, (folder / CATALOG_FILE).stat())
+    except (FileNotFoundError, NotADirectoryError):
+        return False

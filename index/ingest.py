@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from index.catalog import KEEP, Item, NewItem
 from index.errors import ImageError
 from index.files import sha256_bytes
 from index.gallery import Gallery
+from index.items import KEEP, Item, NewItem
 from index.model import Model
 from index.parallel import check_workers, in_order
 from index.photos import AttributeValue, Photo

@@ -23,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.catalog import FILE as CATALOG_FILE
-from index.catalog import Catalog, Item
+from index.catalog import Catalog
 from index.errors import GalleryError, ImageError, InvalidArgumentError
 from index.files import sha256_bytes, sync_folder
 from index.gallery import MODEL_FOLDER, Gallery
+from index.items import Item
 from index.kept_photos import link_photos
 from index.lock import WriterLock
 from index.model import Model

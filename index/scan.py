@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from index.catalog import Catalog, Item
+from index.catalog import Catalog
 from index.filters import compile_where
+from index.items import Item
 
 __all__ = ["scan"]
 

@@ -26,10 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.attributes import MAX_INTEGER, FieldType, check_text, new_types
-from index.catalog import UNIT_TOLERANCE, Catalog, Item, NewItem
+from index.catalog import Catalog
 from index.errors import DataError, InvalidArgumentError, ModelMismatchError
 from index.files import replace_folder, sync_folder
 from index.gallery import Gallery
+from index.items import UNIT_TOLERANCE, Item, NewItem
 from index.model import Model
 from index.runtimes import Precision
 from index.scan import scan

@@ -19,6 +19,7 @@ from index.approximate import (
     TUNED_K,
     ApproximateSegment,
     Base,
+    Kind,
     SearchParameters,
     due_kind,
 )
@@ -79,6 +80,11 @@ class VectorIndex:
         none = np.empty(0, np.int64)
         delta = _Delta(none, np.empty((0, base.vectors.shape[1]), np.float32), 0)
         return cls(base, none, None, delta, 0, none)
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of index that serves."""
+        return self.base.kind
 
     def __len__(self) -> int:
         return sum(len(segment) for segment in self._segments)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index import Gallery, Item, NewItem
-from index.catalog import KEEP, Keep
+from index.items import KEEP, Keep
 from index.photos import AttributeValue
 from service.photo_store import PhotoStore, StoredPhoto
 

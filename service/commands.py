@@ -23,7 +23,9 @@ BACKLOG = 2048
 
 
 @click.command()
-@click.option("--gallery", type=click.Path(path_type=Path), help="The gallery folder.")
+@click.option(
+    "--gallery", metavar="FOLDER|URL", help="The gallery: its folder, or milvus://HOST:PORT/NAME."
+)
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port; 0 is any.  [default: 8000]")
 @click.option("--next-port", is_flag=True, help="If the port is taken, use the next free one.")

@@ -14,6 +14,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import numpy as np
 
 from index import Gallery
+from index.address import GalleryAddress
 from index.errors import DsclError
 from service.batching import WorkerPool
 from service.errors import NotReadyError
@@ -47,7 +48,7 @@ class ReloadRefusedError(DsclError):
 class Reloaded:
     """What a reload did."""
 
-    gallery: Path
+    gallery: GalleryAddress
     changed: bool  #: False where the gallery there is the one that was served already
     items: int
     model_name: str
@@ -64,7 +65,7 @@ class Engine:
     """
 
     def __init__(
-        self, settings: Settings, *, announce: Callable[[Path], None] | None = None
+        self, settings: Settings, *, announce: Callable[[GalleryAddress], None] | None = None
     ) -> None:
         """Open nothing yet.
 
@@ -193,14 +194,16 @@ class Engine:
         """``call(gallery, …)`` on the thread for evaluations, which run one after another."""
         return await self._on(self._evaluations, call, *args, **kwargs)
 
-    async def reload(self, path: Path | None = None, *, announce: bool = True) -> Reloaded:
+    async def reload(
+        self, path: GalleryAddress | None = None, *, announce: bool = True
+    ) -> Reloaded:
         """Serve another gallery, or the one that has taken its place in the same folder.
 
         It is opened and warmed up beside the one that serves; requests under way end on the old
         one, which is closed after the last of them.
 
         Args:
-            path: the gallery's folder; default: where the present one is.
+            path: the gallery; default: where the present one is.
             announce: tell the other processes of the service.
 
         Raises:
@@ -249,7 +252,7 @@ class Engine:
         self._take_up(gallery)
         return gallery
 
-    def _open(self, path: Path) -> Gallery:
+    def _open(self, path: GalleryAddress) -> Gallery:
         """A gallery that is ready to search."""
         gallery = Gallery.open(path, runtime=self.settings.runtime)
         try:
@@ -275,15 +278,15 @@ class Engine:
             return writable
 
         self._writer = Writer(open_to_change) if self.settings.writes else None
-        folder = path / "jobs"
+        folder = path / "jobs" if isinstance(path, Path) and self.settings.writes else None
         try:
-            self._jobs = Jobs(folder if self.settings.writes else None)
+            self._jobs = Jobs(folder)
         except JobsFolderError as error:
             logger.warning("%s Jobs are kept in memory.", error)
             self._jobs = Jobs(None)
         self._served = Served(gallery)
 
-    def _reload(self, path: Path | None) -> Reloaded:
+    def _reload(self, path: GalleryAddress | None) -> Reloaded:
         began = time.monotonic()
         before = self._now()
         old = before.gallery

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from index.address import GalleryAddress, parse_address
 from index.files import write_atomically
 
 __all__ = ["Generation"]
@@ -22,27 +23,31 @@ class Generation:
         self._file = folder / "generation.json"
         self._seen = self._read()
 
-    def publish(self, gallery: Path) -> None:
+    def publish(self, gallery: GalleryAddress) -> None:
         """Tell the other processes to serve ``gallery`` from now on."""
         number, _ = self._read()
-        self._seen = (number + 1, str(gallery))
+        self._seen = (number + 1, _text(gallery))
         write_atomically(self._file, json.dumps(self._seen).encode())
 
-    def news(self) -> Path | None:
+    def news(self) -> GalleryAddress | None:
         """The gallery that another process has told of since the last call, if any."""
         now = self._read()
         if now == self._seen:
             return None
         self._seen = now
-        return Path(now[1])
+        return parse_address(now[1])
 
-    def present(self) -> Path | None:
+    def present(self) -> GalleryAddress | None:
         """The gallery that is served, if it is not the one in the settings."""
         number, gallery = self._read()
-        return Path(gallery) if number else None
+        return parse_address(gallery) if number else None
 
     def _read(self) -> tuple[int, str]:
         if not self._file.exists():
             return 0, ""
         number, gallery = json.loads(self._file.read_text(encoding="utf-8"))
         return int(number), str(gallery)
+
+
+def _text(gallery: GalleryAddress) -> str:
+    return str(gallery) if isinstance(gallery, Path) else gallery.url

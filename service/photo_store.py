@@ -19,7 +19,6 @@ from typing import Self
 from index import Gallery, Item
 from index.errors import GalleryError, InvalidArgumentError
 from index.files import sha256_bytes, sync_folder
-from index.kept_photos import PHOTOS_FOLDER
 from service.media_types import HEAD_BYTES, suffix_of
 
 __all__ = ["PhotoStore", "StoredPhoto"]
@@ -47,8 +46,17 @@ class PhotoStore:
 
     @classmethod
     def of(cls, gallery: Gallery) -> Self:
-        """The store of a gallery."""
-        return cls(gallery.path / PHOTOS_FOLDER)
+        """The store of a gallery.
+
+        Raises:
+            GalleryError: a gallery on Milvus that has been given none.
+        """
+        if gallery.photos_folder is None:
+            raise GalleryError(
+                f"{gallery.path} has no store for photos: name one behind its address, as "
+                "milvus://…?store=FOLDER."
+            )
+        return cls(gallery.photos_folder)
 
     def put(self, data: bytes) -> StoredPhoto:
         """Keep a photo under a name that nothing has yet; durable on return.

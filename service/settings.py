@@ -9,11 +9,12 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from index.address import GalleryAddress, parse_address
 from index.gallery import MAX_K
 from index.images import MAX_PIXELS
 from index.runtimes import Runtime
@@ -40,7 +41,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DSCL_", frozen=True)
 
-    gallery: Path = Field(description="The gallery folder to serve.")
+    gallery: Annotated[GalleryAddress, BeforeValidator(parse_address)] = Field(
+        description="The gallery to serve: its folder, or milvus://HOST:PORT/NAME."
+    )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port; 0 takes any free one.")
     insecure: bool = Field(

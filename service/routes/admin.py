@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Depends
 
+from index.address import parse_address
 from service.dependencies import EngineDep
 from service.errors import problems
 from service.schemas import ReloadRequest, ReloadResponse
@@ -22,7 +23,9 @@ async def reload(engine: EngineDep, wanted: ReloadRequest | None = None) -> Relo
     old one. If it cannot be opened, the old one goes on and the answer, `reload_refused`, says why.
     SIGHUP does the same as a request without a body.
     """
-    done = await engine.reload(None if wanted is None else wanted.gallery)
+    done = await engine.reload(
+        None if wanted is None or wanted.gallery is None else parse_address(wanted.gallery)
+    )
     return ReloadResponse(
         changed=done.changed,
         items=done.items,

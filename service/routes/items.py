@@ -11,7 +11,7 @@ from pydantic import Json
 
 from index import Gallery, Item
 from index.attributes import new_types
-from index.catalog import KEEP
+from index.items import KEEP
 from service import changing
 from service.archives import Archive, ArchiveLimits, detached
 from service.bulk import add_archive

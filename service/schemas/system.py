@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -54,10 +53,10 @@ class ReloadRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    gallery: Path | None = Field(
+    gallery: str | None = Field(
         default=None,
-        description="A gallery's folder on the service's machine. Without it, the gallery that is "
-        "now in the place of the one that is served.",
+        description="A gallery's folder on the service's machine, or its address on Milvus. "
+        "Without it, the gallery that is now in the place of the one that is served.",
         examples=["galleries/cars-2"],
     )
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from index.attributes import MAX_INTEGER, RESERVED
-from index.catalog import FILE, PROBLEMS_SHOWN, Catalog, NewItem
+from index.catalog import FILE, PROBLEMS_SHOWN, Catalog
 from index.errors import (
     AttributeTypeError,
     DuplicateExternalIdError,
@@ -30,6 +30,7 @@ from index.errors import (
     ModelMismatchError,
 )
 from index.filters import compile_where
+from index.items import NewItem
 from index.schema import MAX_FIELDS
 from tests.index.gallery_items import DIM, unit
 

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index.attributes import MAX_INTEGER
-from index.catalog import Catalog, NewItem
+from index.catalog import Catalog
 from index.errors import FilterError
 from index.filters import MAX_DEPTH, MAX_VALUES, OPERATORS, compile_where
+from index.items import NewItem
 from tests.index.gallery_items import DIM, item
 
 VECTOR = np.eye(DIM, dtype=np.float32)[0]
@@ -299,7 +300,7 @@ def test_sql_in_a_value_is_compared_and_not_run(catalog):
     for field in ("make", "label", "sku"):
         for where in ({field: INJECTION}, {field: [INJECTION]}, {field: {"gte": INJECTION}}):
             compiled = compile_where(where, catalog.fields())
-            assert INJECTION not in compiled.sql
+            assert INJECTION not in compiled.condition
             assert catalog.select(compiled).tolist() == [stored[0]["id"]]
     nothing = compile_where({"make": "' OR 1=1 --"}, catalog.fields())
     assert catalog.select(nothing).tolist() == []
@@ -457,7 +458,8 @@ def test_a_filter_is_looked_up_in_the_index_of_its_field(large, where, of):
     compiled = compile_where(where, large.fields())
     with sqlite3.connect(large.path) as database:
         plan = " ".join(step[3] for step in database.execute(
-            f"EXPLAIN QUERY PLAN SELECT items.id FROM items WHERE {compiled.sql}", compiled.values
+            f"EXPLAIN QUERY PLAN SELECT items.id FROM items WHERE {compiled.condition}",
+            compiled.values,
         ))  # fmt: skip
         own = {
             "label": "items_by_label",

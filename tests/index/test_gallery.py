@@ -24,7 +24,6 @@ from hypothesis.stateful import (
 
 from index import Gallery, Model
 from index import metrics as metrics_module
-from index.catalog import KEEP
 from index.errors import (
     AttributeTypeError,
     DuplicateExternalIdError,
@@ -36,6 +35,7 @@ from index.errors import (
     ModelMismatchError,
 )
 from index.gallery import MAX_K
+from index.items import KEEP
 from tests.index.gallery_items import DIM, ROOT, brute_force, item, items, unit
 from tests.tiny_model import make_model_folder
 

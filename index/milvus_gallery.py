@@ -1,0 +1,163 @@
+"""Opening and making galleries on Milvus: the parts that ``index.gallery.Gallery`` is made of.
+
+The model lies in the gallery's notes, so that an address is all that a replica needs; each machine
+keeps a copy of it in its cache.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from index.address import MilvusAddress
+from index.approximate import RequestedKind
+from index.errors import GalleryError, ModelMismatchError
+from index.files import sha256_bytes
+from index.kept_photos import PHOTOS_FOLDER
+from index.milvus_catalog import MilvusCatalog
+from index.milvus_client import MilvusConnection
+from index.milvus_notes import Notes
+from index.milvus_place import Place
+from index.milvus_schema import Described
+from index.milvus_search import MilvusLive
+from index.model import Model
+from index.runtimes import Runtime
+
+__all__ = ["MilvusParts", "create", "exists", "keep_model", "open_parts"]
+
+#: Where models are kept that were fetched from a gallery.
+CACHE_VARIABLE = "DSCL_CACHE"
+
+#: The note that names the store of photos.
+STORE_NOTE = "meta/store"
+
+
+@dataclass(frozen=True)
+class MilvusParts:
+    """A gallery on Milvus, open."""
+
+    model: Model
+    catalog: MilvusCatalog
+    live: MilvusLive
+    notes: Notes
+    place: Place
+    photos: Path | None  #: where photos that come over the network are kept
+
+
+def create(
+    address: MilvusAddress, model: Model, *, index_kind: RequestedKind, target_recall: float
+) -> None:
+    """Make an empty gallery for the vectors of ``model``.
+
+    Raises:
+        GalleryError: something of that name is there already, or the server refuses.
+        GalleryUnavailableError: the server does not answer.
+    """
+    connection = MilvusConnection(address)
+    try:
+        place = Place.create(
+            connection,
+            Described.new(
+                model_sha256=model.sha256,
+                precision=model.precision,
+                dim=model.card.dim,
+                index_kind=index_kind,
+                target_recall=target_recall,
+            ),
+            prepare=lambda notes: _prepare(notes, address, model),
+        )
+        assert place.notes.has_files(_model_key(model.sha256))
+    finally:
+        connection.close()
+
+
+def exists(address: MilvusAddress) -> bool:
+    """Whether the server has something of this name.
+
+    Raises:
+        GalleryUnavailableError, GalleryError: as ``open_parts``.
+    """
+    connection = MilvusConnection(address)
+    try:
+        return connection.has(address.name)
+    finally:
+        connection.close()
+
+
+def open_parts(address: MilvusAddress, *, runtime: Runtime) -> MilvusParts:
+    """Connect to a gallery.
+
+    Raises:
+        GalleryError: no gallery there, of another format, or the server refuses.
+        GalleryUnavailableError: the server does not answer.
+        ModelError: the gallery's model cannot be loaded.
+        ModelMismatchError: the model there is not the one the vectors were made with.
+    """
+    connection = MilvusConnection(address)
+    try:
+        place = Place(connection)
+        described = place.described
+        folder = _model_folder(place, described.model_sha256)
+        model = Model.load(folder, runtime=runtime, precision=described.precision)
+        if model.sha256 != described.model_sha256:
+            raise ModelMismatchError(
+                f"{address} was built with model {described.model_sha256[:12]}…, and keeps model "
+                f"{model.sha256[:12]}…: it was changed by something else. Build it anew."
+            )
+        store = address.store or place.notes.get(STORE_NOTE) or ""
+        photos = Path(store) / PHOTOS_FOLDER if store else None
+        catalog = MilvusCatalog(place, photos)
+        live = MilvusLive(place, catalog)
+    except BaseException:
+        connection.close()
+        raise
+    return MilvusParts(model, catalog, live, place.notes, place, photos)
+
+
+def keep_model(notes: Notes, model: Model) -> None:
+    """Put a model into a gallery's notes, if it is not there yet."""
+    key = _model_key(model.sha256)
+    if notes.has_files(key):
+        return
+    folder = _cache() / "models" / f"{model.sha256}-{_card_hash(model.path)}"
+    if not folder.is_dir():
+        model.copy_to(folder)  # what inference needs, and nothing else
+    notes.put_files(key, sorted(file for file in folder.iterdir() if file.is_file()))
+
+
+def _prepare(notes: Notes, address: MilvusAddress, model: Model) -> None:
+    keep_model(notes, model)
+    if address.store:
+        notes.put(STORE_NOTE, address.store)
+
+
+def _model_folder(place: Place, sha256: str) -> Path:
+    """The model's folder on this machine, fetched if it is not there."""
+    key = _model_key(sha256)
+    card = place.notes.get(f"{key}.files")
+    if card is None:
+        raise GalleryError(
+            f"{place.address} does not keep the model {sha256[:12]}… that its vectors were made "
+            "with: it was removed by something else. Build the gallery anew."
+        )
+    folder = _cache() / "models" / f"{sha256}-{sha256_bytes(card.encode())[:16]}"
+    if not folder.is_dir():
+        place.notes.get_files(key, folder)
+    return folder
+
+
+def _model_key(sha256: str) -> str:
+    return f"model/{sha256}"
+
+
+def _card_hash(folder: Path) -> str:
+    return sha256_bytes((folder / "model.json").read_bytes())[:16]
+
+
+def _cache() -> Path:
+    folder = os.environ.get(CACHE_VARIABLE)
+    if folder:
+        return Path(folder)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "dscl"
