@@ -8,7 +8,7 @@ same behaviour. Everything that searches or changes a gallery goes through this 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,7 @@ from index.photos import AttributeValue
 from index.projection import Progress as MapProgress
 from index.results import MAX_K, Hits, best_of_groups, check_k, check_offset, check_threshold
 from index.runtimes import Precision, Runtime
+from index.scan import scan
 from index.tuning import Progress, check_target
 from index.vectors import Subset
 
@@ -56,6 +57,7 @@ __all__ = [
     "IndexInfo",
     "check_k",
     "expect_model",
+    "is_there",
 ]
 
 MODEL_FOLDER = "model"
@@ -295,6 +297,20 @@ class Gallery:
         self._live.apply()
         return ids
 
+    def put(self, pairs: Sequence[tuple[int, NewItem]]) -> None:
+        """Store items under ids of the caller's, durably: what copies a gallery.
+
+        Args:
+            pairs: id and item, ids ascending, above all that there ever were.
+
+        Raises:
+            InvalidArgumentError: other ids; and as ``add``.
+        """
+        self._require_writable()
+        self._check_items([item for _, item in pairs])
+        self._catalog.put(pairs)
+        self._live.apply()
+
     def update(
         self,
         item_id: int,
@@ -426,6 +442,10 @@ class Gallery:
         """
         matching = None if where is None else self._compiled(where)
         return self._catalog.page(offset=offset, limit=limit, where=matching)
+
+    def scan(self, *, after: int = 0) -> Iterator[list[Item]]:
+        """Pages of all items with ids above ``after``, ascending; each as it is when it is read."""
+        return scan(self._catalog, after=after)
 
     def count(self, where: Where | None = None) -> int:
         """How many items there are, or match the filter."""
@@ -865,6 +885,19 @@ class Gallery:
             raise InvalidArgumentError(
                 f"{name} has length {worst:g}, expected 1: divide each vector by its length."
             )
+
+
+def is_there(path: GalleryAddress) -> bool:
+    """Whether there is a gallery, or something else that cannot become one.
+
+    Raises:
+        GalleryUnavailableError: the Milvus server does not answer.
+    """
+    if isinstance(path, Path):
+        return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    from index.milvus_gallery import exists  # which needs an extra
+
+    return exists(path)
 
 
 def expect_model(path: GalleryAddress, sha256: str, model: Model) -> None:
