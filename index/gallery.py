@@ -259,6 +259,15 @@ class Gallery:
         """Whether ``path`` is the place of this very gallery, and no other has taken it."""
         return self._is_at(path)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the items are on a server, which may not answer."""
+        return not isinstance(self.path, Path)
+
+    def expect_server(self) -> None:
+        """Raises GalleryUnavailableError if the items are on a server that does not answer now."""
+        self._live.expect_server()
+
     def __len__(self) -> int:
         return len(self._live.state().index)
 
