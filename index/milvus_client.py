@@ -32,7 +32,7 @@ PAUSE_S = 1.0
 #: Codes of errors that asking again does not mend.
 NOT_FOUND = 100
 REFUSED = (1400, 1401)
-INVALID = (1, 1100, 1101)
+INVALID = (1, 1001, 1100, 1101)
 
 #: Bytes of rows that are read or written at a time: below gRPC's limit of 64 MiB.
 BLOCK_BYTES = 8 * 2**20

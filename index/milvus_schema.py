@@ -197,7 +197,7 @@ def described_row(label: str | None, sku: str | None, attributes: Mapping[str, A
         "sku": sku or "",
         "has_sku": sku is not None,
         "attributes": {name: value for name, value in attributes.items() if value is not None},
-        "nulls": [name for name, value in attributes.items() if value is None],
+        "nulls": {name: True for name, value in attributes.items() if value is None},
     }
 
 
@@ -219,7 +219,7 @@ def item_of(row: Row, root: Path) -> Item:
 def attributes_of(row: Row) -> dict[str, Any]:
     """The attributes of a row, those without a value included."""
     attributes = cast("dict[str, Any]", dict(row["attributes"] or {}))
-    return attributes | dict.fromkeys(cast("Sequence[str]", row["nulls"] or ()))
+    return attributes | dict.fromkeys(cast("dict[str, bool]", row["nulls"] or {}))
 
 
 def vectors_of(rows: Sequence[Row], dim: int) -> NDArray[np.float32]:
