@@ -104,7 +104,7 @@ def restore(gallery_path: Path, source: Path) -> None:
 
 
 @click.command()
-@gallery_folder_option
+@gallery_option
 @click.option("--model", "model_path", type=FOLDER, required=True, help="The new model's folder.")
 @click.option(
     "--precision",
@@ -119,7 +119,7 @@ def restore(gallery_path: Path, source: Path) -> None:
 @workers_option
 @json_option
 def migrate(
-    gallery_path: Path,
+    gallery_path: GalleryAddress,
     model_path: Path,
     precision: Precision,
     skip_missing: bool,

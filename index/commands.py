@@ -31,7 +31,7 @@ from index.command_options import (
     workers_option,
 )
 from index.errors import GalleryError, InvalidArgumentError, ItemNotFoundError
-from index.gallery import Gallery, IndexInfo, check_k, expect_model
+from index.gallery import Gallery, IndexInfo, check_k, expect_model, is_there
 from index.ingest import BuildReport
 from index.ingest import build as build_gallery
 from index.items import KEEP, Item
@@ -383,7 +383,7 @@ def _open_or_create(
     kind: RequestedKind | None,
     recall: float | None,
 ) -> Gallery:
-    if not _is_there(path):
+    if not is_there(path):
         return Gallery.create(
             path,
             Model.load(model_path, precision=precision or "fp32"),
@@ -403,15 +403,6 @@ def _open_or_create(
         gallery.close()
         raise
     return gallery
-
-
-def _is_there(path: GalleryAddress) -> bool:
-    """Whether there is a gallery, or what is to be told apart from one."""
-    if isinstance(path, Path):
-        return path.exists() and not (path.is_dir() and not any(path.iterdir()))
-    from index.milvus_gallery import exists  # which needs an extra
-
-    return exists(path)
 
 
 def _fill(

@@ -102,6 +102,7 @@ class Searching(Protocol):
     def matching(self, where: Filter) -> tuple[State, Any]: ...  # noqa: D102
     def one_moment(self) -> AbstractContextManager[State]: ...  # noqa: D102
     def subset(self, state: Any, where: Filter) -> Any: ...  # noqa: D102
+    def expect_server(self) -> None: ...  # noqa: D102
     def refresh(self) -> bool: ...  # noqa: D102
     def apply(self) -> bool: ...  # noqa: D102
     def info(self) -> IndexInfo: ...  # noqa: D102

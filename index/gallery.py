@@ -8,7 +8,7 @@ same behaviour. Everything that searches or changes a gallery goes through this 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,7 @@ from index.photos import AttributeValue
 from index.projection import Progress as MapProgress
 from index.results import MAX_K, Hits, best_of_groups, check_k, check_offset, check_threshold
 from index.runtimes import Precision, Runtime
+from index.scan import scan
 from index.tuning import Progress, check_target
 from index.vectors import Subset
 
@@ -56,6 +57,7 @@ __all__ = [
     "IndexInfo",
     "check_k",
     "expect_model",
+    "is_there",
 ]
 
 MODEL_FOLDER = "model"
@@ -257,6 +259,15 @@ class Gallery:
         """Whether ``path`` is the place of this very gallery, and no other has taken it."""
         return self._is_at(path)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the items are on a server, which may not answer."""
+        return not isinstance(self.path, Path)
+
+    def expect_server(self) -> None:
+        """Raises GalleryUnavailableError if the items are on a server that does not answer now."""
+        self._live.expect_server()
+
     def __len__(self) -> int:
         return len(self._live.state().index)
 
@@ -294,6 +305,20 @@ class Gallery:
         ids = self._catalog.upsert(items)
         self._live.apply()
         return ids
+
+    def put(self, pairs: Sequence[tuple[int, NewItem]]) -> None:
+        """Store items under ids of the caller's, durably: what copies a gallery.
+
+        Args:
+            pairs: id and item, ids ascending, above all that there ever were.
+
+        Raises:
+            InvalidArgumentError: other ids; and as ``add``.
+        """
+        self._require_writable()
+        self._check_items([item for _, item in pairs])
+        self._catalog.put(pairs)
+        self._live.apply()
 
     def update(
         self,
@@ -426,6 +451,10 @@ class Gallery:
         """
         matching = None if where is None else self._compiled(where)
         return self._catalog.page(offset=offset, limit=limit, where=matching)
+
+    def scan(self, *, after: int = 0) -> Iterator[list[Item]]:
+        """Pages of all items with ids above ``after``, ascending; each as it is when it is read."""
+        return scan(self._catalog, after=after)
 
     def count(self, where: Where | None = None) -> int:
         """How many items there are, or match the filter."""
@@ -865,6 +894,19 @@ class Gallery:
             raise InvalidArgumentError(
                 f"{name} has length {worst:g}, expected 1: divide each vector by its length."
             )
+
+
+def is_there(path: GalleryAddress) -> bool:
+    """Whether there is a gallery, or something else that cannot become one.
+
+    Raises:
+        GalleryUnavailableError: the Milvus server does not answer.
+    """
+    if isinstance(path, Path):
+        return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    from index.milvus_gallery import exists  # which needs an extra
+
+    return exists(path)
 
 
 def expect_model(path: GalleryAddress, sha256: str, model: Model) -> None:

@@ -146,6 +146,9 @@ class LiveIndex:
             state.subsets.put(where.key, subset)
         return subset
 
+    def expect_server(self) -> None:
+        """There is none to be waited for."""
+
     def refresh(self) -> bool:
         """Take in what another process changed; returns whether anything had changed."""
         changed = self._catalog.data_version() != self._version and self.apply()

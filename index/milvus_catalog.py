@@ -174,7 +174,7 @@ class MilvusCatalog:
         """As ``Catalog.get``."""
         rows = self._rows(ids, ITEM_FIELDS)
         expect_all(ids, rows)
-        return [self._item(rows[int(item_id)]) for item_id in ids]
+        return [self.item(rows[int(item_id)]) for item_id in ids]
 
     def get_external(self, external_ids: Sequence[str]) -> dict[str, int]:
         """As ``Catalog.get_external``."""
@@ -204,7 +204,7 @@ class MilvusCatalog:
         found: list[Item] = []
         if limit:
             for rows in self._walk(condition, ITEM_FIELDS, OTHER_BYTES, after=after, most=limit):
-                found += [self._item(row) for row in rows]
+                found += [self.item(row) for row in rows]
                 if len(found) >= limit:
                     break
         return found[:limit]
@@ -400,7 +400,8 @@ class MilvusCatalog:
             return f"{PHOTOS_FOLDER}/{path.relative_to(self._photos).as_posix()}"
         return str(path)
 
-    def _item(self, row: Row) -> Item:
+    def item(self, row: Row) -> Item:
+        """An item from its row."""
         own = row["root"] == PHOTOS_FOLDER and self._photos is not None
         root = self._photos if own and self._photos is not None else Path(row["root"])
         return item_of(row, root)

@@ -24,7 +24,7 @@ from index.milvus_search import MilvusLive
 from index.model import Model
 from index.runtimes import Runtime
 
-__all__ = ["MilvusParts", "create", "exists", "keep_model", "open_parts"]
+__all__ = ["MilvusParts", "cache_folder", "create", "exists", "keep_model", "open_parts"]
 
 #: Where models are kept that were fetched from a gallery.
 CACHE_VARIABLE = "DSCL_CACHE"
@@ -120,7 +120,7 @@ def keep_model(notes: Notes, model: Model) -> None:
     key = _model_key(model.sha256)
     if notes.has_files(key):
         return
-    folder = _cache() / "models" / f"{model.sha256}-{_card_hash(model.path)}"
+    folder = cache_folder() / "models" / f"{model.sha256}-{_card_hash(model.path)}"
     if not folder.is_dir():
         model.copy_to(folder)  # what inference needs, and nothing else
     notes.put_files(key, sorted(file for file in folder.iterdir() if file.is_file()))
@@ -141,7 +141,7 @@ def _model_folder(place: Place, sha256: str) -> Path:
             f"{place.address} does not keep the model {sha256[:12]}… that its vectors were made "
             "with: it was removed by something else. Build the gallery anew."
         )
-    folder = _cache() / "models" / f"{sha256}-{sha256_bytes(card.encode())[:16]}"
+    folder = cache_folder() / "models" / f"{sha256}-{sha256_bytes(card.encode())[:16]}"
     if not folder.is_dir():
         place.notes.get_files(key, folder)
     return folder
@@ -155,7 +155,8 @@ def _card_hash(folder: Path) -> str:
     return sha256_bytes((folder / "model.json").read_bytes())[:16]
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where this machine keeps what it can fetch or make again."""
     folder = os.environ.get(CACHE_VARIABLE)
     if folder:
         return Path(folder)

@@ -117,9 +117,10 @@ class Place:
 
     def taken_over(self) -> bool:
         """Whether the name stands for another collection than the one that serves here."""
-        return self._alias() != self.collection
+        return self.alias() != self.collection
 
-    def _alias(self) -> str:
+    def alias(self) -> str:
+        """The collection that the gallery's name stands for."""
         return str(self.connection.call("describe_alias", self.address.name)["collection_name"])
 
     def _resolve(self) -> tuple[str, Described]:
@@ -131,9 +132,11 @@ class Place:
             )
         if not self.connection.has(notes_name(name)):
             raise foreign(self.address)
-        collection = self._alias()
+        collection = self.alias()
         if collection == self.collection:
             return collection, self.described
+        for each in (notes_name(name), collection):
+            self.connection.load(each)
         text = self.notes.get(f"{COLLECTION}{collection}")
         if text is None:
             raise foreign(self.address)

@@ -259,6 +259,10 @@ class MilvusLive:
         """The items of ``state`` that a filter matches."""
         return MilvusSubset(state.index, where.condition)
 
+    def expect_server(self) -> None:
+        """Raises GalleryUnavailableError if the server does not answer."""
+        self._place.connection.call("get_server_version")
+
     def refresh(self) -> bool:
         """Look whether another collection has taken over; changes need no taking in."""
         before = self._place.collection

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from index.catalog import Catalog
-from index.filters import compile_where
+from index.contents import Contents
 from index.items import Item
 
 __all__ = ["scan"]
@@ -14,15 +13,13 @@ __all__ = ["scan"]
 PAGE = 1000
 
 
-def scan(catalog: Catalog, *, page: int = PAGE) -> Iterator[list[Item]]:
-    """Pages of items in the order of their ids.
+def scan(catalog: Contents, *, page: int = PAGE, after: int = 0) -> Iterator[list[Item]]:
+    """Pages of items in the order of their ids, those above ``after``.
 
     Each page is as the catalog is when it is read; an item that was removed before is left out.
     """
-    last = 0
+    last = after
     # Past the last id, not by an offset: that would count through the catalog again for each page.
-    while items := catalog.page(
-        offset=0, limit=page, where=compile_where({"id": {"gt": last}}, catalog.fields())
-    ):
+    while items := catalog.page(offset=0, limit=page, where=catalog.compile({"id": {"gt": last}})):
         yield items
         last = items[-1].id

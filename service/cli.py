@@ -19,6 +19,7 @@ COMMANDS = {
     "report": ("training.report.command:report", "Show a run as a page, or compare runs."),
     "data": ("training.commands:data", "Make and look at data sets."),
     "index": ("index.commands:index", "Build and change a gallery."),
+    "gallery": ("index.gallery_commands:gallery", "Copy galleries between folders and Milvus."),
     "search": ("service.client_commands:search", "Find the items nearest to a photo."),
     "evaluate": ("index.commands:evaluate", "Measure recall@K of a gallery."),
     "keys": ("service.key_commands:keys", "Make access keys for the service."),

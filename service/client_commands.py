@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from index.command_options import FOLDER, search_options
+from index.address import GalleryAddress
+from index.command_options import GALLERY, search_options
 from index.commands import print_hits
 from index.commands import search as search_gallery
 
@@ -15,7 +16,13 @@ __all__ = ["search"]
 
 
 @click.command()
-@click.option("--gallery", "gallery_path", type=FOLDER, help="The gallery folder.")
+@click.option(
+    "--gallery",
+    "gallery_path",
+    type=GALLERY,
+    metavar="FOLDER|URL",
+    help="The gallery: its folder, or milvus://HOST:PORT/NAME.",
+)
 @click.option("--url", help="In its place a running service, such as http://127.0.0.1:8000.")
 @click.option(
     "--key", envvar="DSCL_KEY", help="Access key, where the service asks for one.  [env: DSCL_KEY]"
@@ -24,7 +31,7 @@ __all__ = ["search"]
 @click.pass_context
 def search(
     context: click.Context,
-    gallery_path: Path | None,
+    gallery_path: GalleryAddress | None,
     url: str | None,
     key: str | None,
     k: int,

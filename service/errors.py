@@ -49,6 +49,7 @@ STATUS = {
     "gallery_invalid": 503,
     "gallery_locked": 409,
     "gallery_read_only": 409,
+    "gallery_unavailable": 503,
     "map_missing": 404,
     "regions_missing": 409,
     "reload_refused": 422,
@@ -87,7 +88,7 @@ STATUS = {
 }
 
 #: Codes after which the same request may succeed → seconds to wait.
-RETRY_AFTER = {"not_ready": 1, "overloaded": 1, "request_timeout": 1}
+RETRY_AFTER = {"gallery_unavailable": 5, "not_ready": 1, "overloaded": 1, "request_timeout": 1}
 
 #: Codes whose answers say how to identify oneself, in the words of RFC 6750.
 AUTHENTICATE = {

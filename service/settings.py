@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from index.address import GalleryAddress, parse_address
@@ -41,8 +41,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DSCL_", frozen=True)
 
-    gallery: Annotated[GalleryAddress, BeforeValidator(parse_address)] = Field(
-        description="The gallery to serve: its folder, or milvus://HOST:PORT/NAME."
+    gallery: Annotated[GalleryAddress, BeforeValidator(parse_address), PlainSerializer(str)] = (
+        Field(description="The gallery to serve: its folder, or milvus://HOST:PORT/NAME.")
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port; 0 takes any free one.")

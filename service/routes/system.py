@@ -34,9 +34,11 @@ async def live() -> Health:
 async def ready(engine: EngineDep) -> Health:
     """Whether searches will be answered: the gallery is open and the model warm.
 
-    Until then, and for good if the gallery cannot be opened, 503 with the reason.
+    Until then, and for good if the gallery cannot be opened, 503 with the reason. So, too, while
+    the Milvus server of a gallery does not answer.
     """
-    _ = engine.gallery  # raises unless it is open
+    if engine.gallery.is_remote:  # raises unless it is open
+        await engine.read(Gallery.expect_server)
     return Health()
 
 
