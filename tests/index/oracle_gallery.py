@@ -108,6 +108,8 @@ class OracleGallery:
         for each in items:
             self._check_vectors(np.asarray(each.vector)[None])
             self._check_texts(str(each.root), each.path, each.label, each.external_id)
+            if each.external_id == "":
+                raise InvalidArgumentError("an empty sku")
         skus = [each.external_id for each in items if each.external_id is not None]
         if len(set(skus)) < len(skus):
             raise DuplicateExternalIdError("twice")
@@ -450,7 +452,7 @@ class OracleGallery:
                     id=each.id,
                     label=each.label,
                     answers=each.answers,
-                    first=each.first,
+                    first=each.first,  # which needs a K that reaches there
                     average_precision=each.average_precision,
                     neighbours=[neighbour(vectors[each.id], i) for i in each.ranking[:8]],
                 )

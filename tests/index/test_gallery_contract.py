@@ -261,6 +261,10 @@ def test_of_a_photo_given_twice_the_last_stands(gallery):
     assert ids == sorted(set(ids))
     assert gallery.ids().tolist() == ids[1:]
     assert gallery.ids_by_external(["first", "last"]) == {"last": ids[2]}
+    same = item("d.jpg", vectors[0])
+    ids = gallery.add([same, same])
+    assert gallery.ids_by_path([same.image]) == {same.image: ids[1]}
+    assert len(gallery) == 3
 
 
 def test_upsert_replaces_by_sku_and_by_photo(gallery):
@@ -288,9 +292,11 @@ def test_a_sku_of_another_photo_is_refused(gallery):
         gallery,
         DuplicateExternalIdError,
         lambda: gallery.add(
-            [item("b.jpg", vectors[1]), item("c.jpg", vectors[2], sku='it\'s "a" \\ sku')]
+            [
+                item("b.jpg", vectors[1], attributes={"of a refused item": 1}),
+                item("c.jpg", vectors[2], sku='it\'s "a" \\ sku'),
+            ]
         ),
-        match="belongs to",
     )
 
 
@@ -446,7 +452,9 @@ def test_an_update_changes_what_it_names_and_nothing_else(gallery):
     assert_refused(
         gallery,
         DuplicateExternalIdError,
-        lambda: gallery.update(first, label="changed", external_id="t"),
+        lambda: gallery.update(
+            first, label="changed", attributes={"of a refused update": 1}, external_id="t"
+        ),
     )
     gallery.update(second, external_id=None)
     gallery.update(first, external_id="t")
@@ -713,9 +721,9 @@ def test_of_equal_vectors_the_least_ids_come_first(gallery, oracle, alike):
 
 
 def test_scores_are_cosines_and_stay_within_one(gallery):
-    vectors = unit(200, seed=5)
+    vectors = unit(60, seed=5)
     gallery.add(items(np.concatenate([vectors, -vectors])))
-    for hits in (gallery.search(vectors, 1), gallery.search(vectors, 400)):
+    for hits in (gallery.search(vectors, 1), gallery.search(vectors, 120)):
         assert hits.scores.max() <= 1
         assert hits.scores.min() >= -1
         assert hits.scores[:, 0] == pytest.approx(1, abs=1e-6)
@@ -861,11 +869,11 @@ def assert_judged_alike(found: Any, expected: Any) -> None:
         assert one.average_precision == pytest.approx(other.average_precision, **close)
         assert_neighbours_alike(one.neighbours, other.neighbours)
     for one, other in zip(found.confusion or [], expected.confusion or [], strict=True):
-        assert (one.label, one.found, one.count, one.query) == (
-            other.label, other.found, other.count, other.query,
-        )  # fmt: skip
+        # The query is one of the nearest: rounding chooses among those that are equally near.
+        assert (one.label, one.found, one.count) == (other.label, other.found, other.count)
+        assert one.nearest.label == one.found
         assert one.share == pytest.approx(other.share, **close)
-        assert_neighbours_alike([one.nearest], [other.nearest])
+        assert one.nearest.score == pytest.approx(other.nearest.score, abs=1e-6)
 
 
 def assert_neighbours_alike(found: Sequence[Any], expected: Sequence[Any]) -> None:
@@ -906,8 +914,8 @@ def test_an_evaluation_of_photos_is_that_of_a_double_loop(judged, where, exact):
         "per_class": True, "hardest": 100, "confusion": 1000,
     }  # fmt: skip
     assert_judged_alike(
-        gallery.evaluate_photos(vectors, labels, (1, 4), **how),
-        oracle.evaluate_photos(vectors, labels, (1, 4), **how),
+        gallery.evaluate_photos(vectors, labels, (1, 4, 200), **how),
+        oracle.evaluate_photos(vectors, labels, (1, 4, 200), **how),
     )
 
 
