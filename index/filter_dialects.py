@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
+from index.milvus_literals import literal
 from index.schema import field_expression
 
 __all__ = [
@@ -128,13 +129,13 @@ class MilvusDialect:
         return f"({there})" if wanted else self.negated(there)
 
     def equals(self, field: str, value: Value) -> str:  # noqa: D102
-        return self._there_and(field, f"{_reference(field)} == {_literal(value)}")
+        return self._there_and(field, f"{_reference(field)} == {literal(value)}")
 
     def differs(self, field: str, value: Value) -> str:  # noqa: D102
         return self.negated(self.equals(field, value))
 
     def compares(self, field: str, comparison: Comparison, value: Value) -> str:  # noqa: D102
-        return self._there_and(field, f"{_reference(field)} {comparison} {_literal(value)}")
+        return self._there_and(field, f"{_reference(field)} {comparison} {literal(value)}")
 
     def is_one_of(self, field: str, values: Sequence[Value]) -> str:  # noqa: D102
         if not values:
@@ -147,11 +148,6 @@ class MilvusDialect:
 
 def _reference(field: str) -> str:
     return field if field in COLUMNS else f'attributes["{field}"]'
-
-
-def _literal(value: Value) -> str:
-    # The escapes of JSON are among those that Milvus reads.
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _balanced(conditions: Sequence[str], operator: Operator) -> str:

@@ -8,7 +8,6 @@ processes that store the same photo or sku at once, the greater id stays.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import Counter
@@ -34,6 +33,7 @@ from index.items import KEEP, Item, Keep, NewItem, check_texts, expect_all, stor
 from index.kept_photos import PHOTOS_FOLDER
 from index.milvus_client import Row
 from index.milvus_ids import IdMaker
+from index.milvus_literals import literal
 from index.milvus_place import Place
 from index.milvus_schema import (
     ALL_FIELDS,
@@ -117,9 +117,7 @@ class MilvusCatalog:
     def put(self, pairs: Sequence[tuple[int, NewItem]]) -> None:
         """Store items under ids of the caller's, in place of those that have them: for copies."""
         collection = self._place.to_change()
-        for _, item in pairs:
-            self._check(item)
-        self._admit([(str(item.image), item.attributes) for _, item in pairs])
+        self._keep_types(self._check([item for _, item in pairs]))
         self._connection.upsert(
             collection, [self._row(item, item_id) for item_id, item in pairs], row_bytes(self.dim)
         )
@@ -141,7 +139,7 @@ class MilvusCatalog:
             expect_all([item_id], rows)
             row = rows[item_id]
             merged = attributes_of(row) | dict(attributes or {})
-            self._admit([(f"item {item_id}", merged)])
+            new = self._new_types([(f"item {item_id}", merged)])
             kept = {
                 name: value
                 for name, value in merged.items()
@@ -156,6 +154,7 @@ class MilvusCatalog:
             new_label = own_label if label is KEEP else label
             new_sku = own_sku if external_id is KEEP else external_id
             check_sizes(f"item {item_id}", new_label, new_sku, kept)
+            self._keep_types(new)
             [version] = self._ids.take(1)
             row |= described_row(new_label, new_sku, kept) | {"version": version}
             self._connection.upsert(collection, [row], row_bytes(self.dim))
@@ -274,7 +273,7 @@ class MilvusCatalog:
 
     def files(self, root: Path) -> dict[str, tuple[int, int]]:
         """As ``Catalog.files``."""
-        condition = f"root == {_literal(self._root_name(root))}"
+        condition = f"root == {literal(self._root_name(root))}"
         walk = self._walk(condition, ("path", "size", "mtime_ns"), SHORT_ROW)
         return {
             row["path"]: (int(row["size"]), int(row["mtime_ns"])) for rows in walk for row in rows
@@ -286,28 +285,25 @@ class MilvusCatalog:
     # Inside
 
     def _store(self, items: Sequence[NewItem], *, replace_by_external_id: bool) -> list[int]:
-        for item in items:
-            self._check(item)
         skus = [item.external_id for item in items if item.external_id is not None]
         if len(set(skus)) < len(skus):
             [(twice, _)] = Counter(skus).most_common(1)
             raise taken(twice, "another of the items to be stored")
         with self._changing:
             collection = self._place.to_change()
-            self._admit([(str(item.image), item.attributes) for item in items])
-            files = {self._file(item.image): item for item in items}  # of two, the last one
-            known = self._rivals(list(files), skus, but=())
+            new = self._check(items)
+            files = {self._file(item.image) for item in items}
+            known = self._rivals(sorted(files), skus, but=())
             if not replace_by_external_id:
                 for row in known:
                     if row["has_sku"] and row["sku"] in skus and row["file"] not in files:
                         raise taken(row["sku"], f"item {row['id']}")
             ids = self._ids.take(len(items))
-            stored = {
-                item_id: item
-                for item_id, item in zip(ids, items, strict=True)
-                if files[self._file(item.image)] is item
-            }
+            by_id = dict(zip(ids, items, strict=True))
+            last = {self._file(item.image): item_id for item_id, item in by_id.items()}
+            stored = {item_id: by_id[item_id] for item_id in sorted(last.values())}
             rows = [self._row(item, item_id) for item_id, item in stored.items()]
+            self._keep_types(new)
             try:
                 self._connection.insert(collection, rows, row_bytes(self.dim))
                 gone = self._replaced(stored, {row["id"] for row in known})
@@ -345,8 +341,8 @@ class MilvusCatalog:
         but: Mapping[int, object] | Sequence[int],
     ) -> list[Row]:
         """Id, file and sku of all items with one of these files or skus, except some ids."""
-        conditions = [f"file in {_literal(part)}" for part in _parts(files)]
-        conditions += [f"has_sku == true and sku in {_literal(part)}" for part in _parts(skus)]
+        conditions = [f"file in {literal(part)}" for part in _parts(files)]
+        conditions += [f"has_sku == true and sku in {literal(part)}" for part in _parts(skus)]
         return [
             row
             for condition in conditions
@@ -357,28 +353,38 @@ class MilvusCatalog:
             if row["id"] not in but
         ]
 
-    def _check(self, item: NewItem) -> None:
-        name = str(item.image)
-        check_texts(
-            name, root=str(item.root), path=item.path, label=item.label,
-            external_id=item.external_id,
-        )  # fmt: skip
-        check_sizes(name, item.label, item.external_id, item.attributes)
-        if item.vector.shape != (self.dim,):
-            raise InvalidArgumentError(
-                f"the vector of {name} has shape {list(item.vector.shape)}; this gallery holds "
-                f"{self.dim} values a vector."
-            )
+    def _check(self, items: Sequence[NewItem]) -> dict[str, FieldType]:
+        """Refuse items that cannot be stored; gives the types of attributes that are new."""
+        for item in items:
+            name = str(item.image)
+            check_texts(
+                name, root=str(item.root), path=item.path, label=item.label,
+                external_id=item.external_id,
+            )  # fmt: skip
+            if item.vector.shape != (self.dim,):
+                raise InvalidArgumentError(
+                    f"the vector of {name} has shape {list(item.vector.shape)}; this gallery holds "
+                    f"{self.dim} values a vector."
+                )
+        new = self._new_types([(str(item.image), item.attributes) for item in items])
+        for item in items:
+            check_sizes(str(item.image), item.label, item.external_id, item.attributes)
+        return new
 
-    def _admit(self, described: Sequence[tuple[str, Mapping[str, AttributeValue]]]) -> None:
-        """Hold attributes against the types there are, and keep the types of those new."""
+    def _new_types(
+        self, described: Sequence[tuple[str, Mapping[str, AttributeValue]]]
+    ) -> dict[str, FieldType]:
+        """Hold attributes against the types there are; gives the types of those that are new."""
         new_types(self.fields(), described)
         names = {name for _, attributes in described for name in attributes}
-        if names - set(self.fields()):
-            new = new_types(self.fields(anew=True), described)
-            if new:
-                self._place.notes.put_all({f"{FIELD}{name}": kind for name, kind in new.items()})
-                self._fields |= new
+        if names <= set(self.fields()):
+            return {}
+        return new_types(self.fields(anew=True), described)
+
+    def _keep_types(self, new: Mapping[str, FieldType]) -> None:
+        if new:
+            self._place.notes.put_all({f"{FIELD}{name}": kind for name, kind in new.items()})
+            self._fields |= new
 
     def _row(self, item: NewItem, item_id: int) -> Row:
         [version] = self._ids.take(1)
@@ -419,7 +425,7 @@ class MilvusCatalog:
         wanted = [int(item_id) for item_id in ids if 0 < item_id < 2**63]
         for part in _parts(wanted):
             for row in self._connection.query(
-                self._place.now(), f"id in {_literal(part)}", ["id", *fields],
+                self._place.now(), f"id in {literal(part)}", ["id", *fields],
                 consistency=consistency,
             ):  # fmt: skip
                 found[int(row["id"])] = row
@@ -429,7 +435,7 @@ class MilvusCatalog:
         """Text → the least id of the items that have it in a column."""
         found: dict[str, int] = {}
         for part in _parts([text for text in texts if storable(text)]):
-            condition = f"{column} in {_literal(part)}"
+            condition = f"{column} in {literal(part)}"
             if also:
                 condition = f"{also} and {condition}"
             for rows in self._walk(condition, (column,), SHORT_ROW):
@@ -461,10 +467,6 @@ class MilvusCatalog:
 def _parts(values: Sequence[Any]) -> Iterator[list[Any]]:
     for start in range(0, len(values), VALUES):
         yield list(values[start : start + VALUES])
-
-
-def _literal(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _field_type(kind: str) -> FieldType:

@@ -5,7 +5,6 @@ The only module that imports pymilvus (extra ``milvus``). It knows nothing of it
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import threading
@@ -15,6 +14,7 @@ from typing import Any
 
 from index.address import Consistency, MilvusAddress
 from index.errors import GalleryError, GalleryUnavailableError, InvalidArgumentError
+from index.milvus_literals import literal
 
 __all__ = ["MAX_WINDOW", "MilvusConnection", "Row"]
 
@@ -32,7 +32,7 @@ PAUSE_S = 1.0
 #: Codes of errors that asking again does not mend.
 NOT_FOUND = 100
 REFUSED = (1400, 1401)
-INVALID = (1, 1001, 1100, 1101)
+INVALID = (1, 6, 1001, 1100, 1101)  # 6 is Milvus Lite's
 
 #: Bytes of rows that are read or written at a time: below gRPC's limit of 64 MiB.
 BLOCK_BYTES = 8 * 2**20
@@ -208,7 +208,7 @@ class MilvusConnection:
         """
         batch = max(1, min(MAX_WINDOW, most, BLOCK_BYTES // row_bytes))
         while True:
-            beyond = [] if after is None else [f"{key} > {_literal(after)}"]
+            beyond = [] if after is None else [f"{key} > {literal(after)}"]
             every = f'{key} >= ""' if isinstance(after, str) or key != "id" else f"{key} >= 0"
             rows = self.query(
                 collection,
@@ -302,10 +302,6 @@ def _parts(rows: Sequence[Row], row_bytes: int) -> Iterator[list[Row]]:
     size = max(1, BLOCK_BYTES // row_bytes)
     for start in range(0, len(rows), size):
         yield list(rows[start : start + size])
-
-
-def _literal(value: int | str) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _import_pymilvus(*, lite: bool) -> Any:

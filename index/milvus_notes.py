@@ -14,6 +14,7 @@ from pathlib import Path
 from index.errors import GalleryError, InvalidArgumentError
 from index.files import replace_folder
 from index.milvus_client import MilvusConnection
+from index.milvus_literals import literal
 
 __all__ = ["Notes"]
 
@@ -50,7 +51,7 @@ class Notes:
     def get(self, key: str) -> str | None:
         """The text under a key, or None."""
         rows = self._connection.query(
-            self._collection, f"key == {_literal(key)}", ["text"], consistency="Strong"
+            self._collection, f"key == {literal(key)}", ["text"], consistency="Strong"
         )
         return str(rows[0]["text"]) if rows else None
 
@@ -133,7 +134,7 @@ class Notes:
 
     def _texts(self, prefix: str, fields: Sequence[str]) -> dict[str, str]:
         # Keys are compared by their bytes; U+10FFFF is above all that a key holds.
-        condition = f"key >= {_literal(prefix)} and key < {_literal(prefix + chr(0x10FFFF))}"
+        condition = f"key >= {literal(prefix)} and key < {literal(prefix + chr(0x10FFFF))}"
         walk = self._connection.walk(
             self._collection,
             condition,
@@ -143,7 +144,3 @@ class Notes:
             consistency="Strong",
         )
         return {row["key"]: row.get("text", "") for rows in walk for row in rows}
-
-
-def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

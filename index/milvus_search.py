@@ -112,6 +112,7 @@ class MilvusIndex:
             if len(within.ids) < self.count():
                 return self._by_comparing(queries, k, "", within.ids)
             within = None
+        k = int(k)  # pymilvus refuses NumPy's
         condition = "" if within is None else within.condition
         if k + SLACK > MAX_WINDOW:
             return self._by_comparing(queries, k, condition)
