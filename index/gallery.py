@@ -28,6 +28,7 @@ from index.evaluation import Progress as EvaluationProgress
 from index.files import replace_folder
 from index.filters import Filter, compile_where, either, field_type
 from index.gallery_map import GalleryMap, draw, extend, read_map, write_map
+from index.kept_photos import PHOTOS_FOLDER
 from index.live import IndexInfo, LiveIndex, State
 from index.lock import WriterLock
 from index.model import Model
@@ -35,6 +36,7 @@ from index.photos import AttributeValue
 from index.projection import Progress as MapProgress
 from index.results import MAX_K, Hits, best_of_groups, check_k, check_offset, check_threshold
 from index.runtimes import Precision, Runtime
+from index.stores import PhotoPath
 from index.tuning import Progress, check_target
 from index.vectors import Subset
 
@@ -201,6 +203,11 @@ class Gallery:
             return os.path.samestat(self._identity, (path / CATALOG_FILE).stat())
         except (FileNotFoundError, NotADirectoryError):
             return False
+
+    @property
+    def photos_folder(self) -> PhotoPath:
+        """Where the photos lie that the gallery keeps itself; there may be none yet."""
+        return self.path / PHOTOS_FOLDER
 
     def __len__(self) -> int:
         return len(self._live.state().index)
@@ -417,11 +424,11 @@ class Gallery:
         """
         return self._catalog.attribute_of(ids, field)
 
-    def files(self, root: Path) -> dict[str, tuple[int, int]]:
+    def files(self, root: PhotoPath) -> dict[str, tuple[int, int]]:
         """Path → (size, mtime_ns) of the photos that were indexed from folder ``root``."""
         return self._catalog.files(root)
 
-    def ids_by_path(self, paths: Sequence[Path]) -> dict[Path, int]:
+    def ids_by_path(self, paths: Sequence[PhotoPath]) -> dict[PhotoPath, int]:
         """Absolute photo path → id, for those of ``paths`` that are in the gallery."""
         return self._catalog.ids_by_path(paths)
 

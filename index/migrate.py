@@ -32,6 +32,7 @@ from index.lock import WriterLock
 from index.model import Model
 from index.parallel import check_workers, in_order
 from index.scan import scan
+from index.stores import read_photo
 from index.tuning import Progress
 
 __all__ = ["MigrateReport", "migrate"]
@@ -207,7 +208,7 @@ def _embed_missing(
 def _embed(model: Model, item: Item) -> tuple[Item, NDArray[np.float32] | None]:
     """The photo's vector; None if it is not what was indexed, or cannot be read."""
     try:
-        data = item.image.read_bytes()
+        data = read_photo(item.image)
         if sha256_bytes(data) != item.sha256:
             return item, None
         return item, model.embed(model.prepare(data)[None])[0]
