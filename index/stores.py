@@ -20,7 +20,7 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from index.errors import DsclError, ImageError, InvalidArgumentError, StoreError
 
@@ -96,7 +96,7 @@ def place_named(name: str, base: Path) -> PhotoPath:
         return base.absolute() / name
     scheme = found[1].lower()
     if scheme in ("file", "local"):
-        return Path(urlsplit(name).path)
+        return Path(unquote(urlsplit(name).path))
     return _remote(scheme, name[found.end() :].rstrip("/"), os.getpid())
 
 
@@ -119,14 +119,16 @@ def read_photo(photo: PhotoPath, *, max_bytes: int = MAX_PHOTO_BYTES) -> bytes:
     """
     if not is_remote(photo):
         return photo.read_bytes()
-    with reaching(photo):
-        data: bytes = photo.fs.cat_file(photo.path, start=0, end=max_bytes + 1)
-    if len(data) > max_bytes:
+    # Asked for first, rather than a range that ends there: of an empty object S3 gives no range.
+    size, _ = stamp_of(photo)
+    if size > max_bytes:
         raise ImageError(
             "image_too_large",
-            f"{photo} has more than {max_bytes:,} bytes: it is no photo that was put there by this "
-            "service. Take it away.",
+            f"{photo} has {size:,} bytes, and {max_bytes:,} is the most that a photo of a store "
+            "may have: it was not put there by this service. Take it away.",
         )
+    with reaching(photo):
+        data: bytes = photo.fs.cat_file(photo.path)
     return data
 
 
