@@ -104,10 +104,10 @@ class FolderFiles:
         """See ``KeptFiles``."""
         for file in self._folder.glob("*/*"):
             try:
-                age = time.time() - file.stat().st_mtime
+                old = seconds <= 0 or time.time() - file.stat().st_mtime > seconds
             except FileNotFoundError:  # another writer has just renamed or removed it
                 continue
-            if seconds <= 0 or age > seconds:
+            if old:
                 yield file.relative_to(self._folder).as_posix()
 
 

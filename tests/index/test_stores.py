@@ -12,6 +12,7 @@ from typing import Any
 import fsspec.config
 import httpx
 import pytest
+from s3fs import S3FileSystem
 
 from index import stores
 from index.errors import DsclError, ImageError, InvalidArgumentError, StoreError
@@ -60,6 +61,19 @@ def test_a_photo_of_a_store_is_read_whole_or_refused(endpoint: str) -> None:
         assert not is_there(missing)
         with pytest.raises(FileNotFoundError):
             read_photo(missing)
+
+
+def test_what_others_put_is_seen_at_once_also_after_a_listing(endpoint: str) -> None:
+    bucket = new_bucket(endpoint)
+    place = open_store(f"s3://{bucket}/cars")
+    (place / "ab" / "1.jpg").write_bytes(b"1")
+    assert len(place.fs.find(place.path)) == 1
+    other = S3FileSystem(skip_instance_cache=True)
+    other.pipe_file(f"{bucket}/cars/ab/2.jpg", b"2")
+    assert read_photo(place / "ab" / "2.jpg") == b"2"
+    assert len(place.fs.find(place.path)) == 2
+    other.rm_file(f"{bucket}/cars/ab/2.jpg")
+    assert not is_there(place / "ab" / "2.jpg")
 
 
 def test_the_endpoint_may_be_named_as_fsspec_does(endpoint: str) -> None:

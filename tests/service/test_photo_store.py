@@ -20,6 +20,7 @@ from index import Gallery, Item
 from index.care import check
 from index.errors import DuplicateExternalIdError, StoreError
 from index.stores import PhotoPath, is_remote, open_store, read_photo
+from index.transfer import export_items, import_items
 from service import changing, kept_files
 from service.archives import Archive, ArchiveLimits
 from service.bulk import add_archive
@@ -125,6 +126,20 @@ def test_a_gallery_opened_anew_finds_its_photos_and_is_sound(gallery: Gallery) -
     assert (report.problems, report.notes) == ([], [])
 
 
+def test_an_export_brings_the_place_of_the_photos_along(
+    gallery: Gallery, model_folder: Path, tmp_path: Path
+) -> None:
+    item = add(gallery, 1)
+    export_items(gallery.path, tmp_path / "export")
+    with Gallery.create(tmp_path / "other", model_folder) as other:
+        import_items(other, tmp_path / "export")
+        [copy] = other.items()
+        assert (copy.image, copy.sha256) == (item.image, item.sha256)
+        assert read_photo(copy.image) == photo_bytes(1)
+        import_items(other, tmp_path / "export")
+        assert len(other) == 1
+
+
 def test_a_zip_sent_again_adds_nothing_and_stores_nothing(gallery: Gallery) -> None:
     files = {f"{label}/{i}.jpg": photo_bytes(i) for i, label in enumerate(["a", "a", "b"])}
     files |= {"b/again.jpg": files["a/0.jpg"], "b/bad.jpg": b"no photo", "b/empty.png": b""}
@@ -175,12 +190,14 @@ def test_a_photo_that_is_named_while_a_sweep_looks_stays(
 
     def named_meanwhile(asked: Gallery, root: PhotoPath) -> dict[str, tuple[int, int]]:
         add(asked, 3)
-        return files(asked, root)
+        named = files(asked, root)
+        add(asked, 4)
+        return named
 
     monkeypatch.setattr(Gallery, "files", named_meanwhile)
     assert store.sweep(gallery, older_than_s=0) == 0
-    [item] = gallery.items()
-    assert kept(gallery.photos_folder) == {item.path}
+    assert kept(gallery.photos_folder) == {item.path for item in gallery.items()}
+    assert len(gallery) == 2
 
 
 def test_a_photo_that_cannot_be_removed_is_left_to_a_sweep(
