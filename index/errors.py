@@ -58,6 +58,12 @@ class BaseDamagedError(GalleryError):
     code = "index_damaged"
 
 
+class StoreError(GalleryError):
+    """A store of photos that denies access or does not answer."""
+
+    code = "store_unreachable"
+
+
 class ItemNotFoundError(DsclError):
     """An item id that is not in the gallery."""
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from index.items import KEEP, Item, NewItem
 from index.model import Model
 from index.parallel import check_workers, in_order
 from index.photos import AttributeValue, Photo
+from index.stores import PhotoPath, is_there, read_photo, stamp_of
 
 __all__ = ["BuildReport", "Duplicate", "Skipped", "build"]
 
@@ -184,10 +184,9 @@ def _plan(
 def _has_stamp(photo: Photo, stamp: tuple[int, int] | None) -> bool:
     """Whether the file has this size and modification time."""
     try:
-        status = photo.file.stat()
+        return stamp_of(photo.file) == stamp
     except OSError:
         return False  # reading it will say what is wrong
-    return (status.st_size, status.st_mtime_ns) == stamp
 
 
 def _label(photo: Photo, item: Item | None) -> str | None:
@@ -243,7 +242,7 @@ def _store(
     tell: Callable[[int], object],
 ) -> None:
     model = gallery.model
-    under_way: dict[str, str] = {}  # content hash → path, of photos not stored yet
+    under_way: dict[str, PhotoPath] = {}  # content hash → file, of photos not stored yet
     batch: list[NewItem] = []
 
     def flush() -> None:
@@ -277,20 +276,20 @@ def _read(model: Model, task: _Task) -> _Read | Skipped:
     file = task.photo.file
     try:
         # The stamp comes first: a file that changes while it is read differs from it next time.
-        status = file.stat()
-        data = file.read_bytes()
+        size, mtime_ns = stamp_of(file)
+        data = read_photo(file)
         pixels = model.prepare(data)
     except ImageError as error:
         return Skipped(str(file), error.code, str(error))
     except OSError as error:
         return Skipped(str(file), "image_missing", f"cannot be read: {error.strerror}.")
-    return _Read(task, sha256_bytes(data), status.st_size, status.st_mtime_ns, pixels)
+    return _Read(task, sha256_bytes(data), size, mtime_ns, pixels)
 
 
 def _with_known_vectors(
     gallery: Gallery,
     results: Iterable[_Read | Skipped],
-    under_way: dict[str, str],
+    under_way: dict[str, PhotoPath],
     report: BuildReport,
     skip_duplicates: bool,
 ) -> Iterator[_Read | Skipped | None]:
@@ -302,20 +301,20 @@ def _with_known_vectors(
         if isinstance(read, Skipped):
             yield read
             continue
-        path = str(read.task.photo.file)
+        file = read.task.photo.file
         same_as = under_way.get(read.sha256)
         vector = None
         if same_as is None:
             known = gallery.ids_by_sha256([read.sha256])
             if not known:
-                under_way[read.sha256] = path
+                under_way[read.sha256] = file
                 yield read
                 continue
             [item] = gallery.get(list(known.values()))
-            same_as, vector = str(item.image), gallery.vectors([item.id])[0]
+            same_as, vector = item.image, gallery.vectors([item.id])[0]
         # Content whose other file is gone has moved; it is no duplicate.
-        if read.changed and Path(same_as).is_file():
-            report.duplicates.append(Duplicate(path, same_as))
+        if read.changed and is_there(same_as):
+            report.duplicates.append(Duplicate(str(file), str(same_as)))
             if skip_duplicates and read.task.item is None:
                 yield None
                 continue
@@ -358,12 +357,12 @@ def _item(read: _Read, vector: NDArray[np.float32]) -> NewItem:
     )
 
 
-def _prune(gallery: Gallery, roots: set[Path]) -> int:
+def _prune(gallery: Gallery, roots: set[PhotoPath]) -> int:
     gone = [
         root / path
-        for root in sorted(roots)
+        for root in sorted(roots, key=str)
         for path in gallery.files(root)
-        if not (root / path).is_file()
+        if not is_there(root / path)
     ]
     ids = list(gallery.ids_by_path(gone).values())
     gallery.remove(ids)

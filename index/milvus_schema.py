@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +19,7 @@ from index.errors import GalleryError, InvalidArgumentError
 from index.items import Item, NewItem
 from index.milvus_client import MilvusConnection, Row
 from index.runtimes import Precision
+from index.stores import PhotoPath
 
 __all__ = [
     "ALL_FIELDS",
@@ -201,7 +201,7 @@ def described_row(label: str | None, sku: str | None, attributes: Mapping[str, A
     }
 
 
-def item_of(row: Row, root: Path) -> Item:
+def item_of(row: Row, root: PhotoPath) -> Item:
     """An item from its row; ``root`` is where its root lies now."""
     return Item(
         id=int(row["id"]),
