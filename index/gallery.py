@@ -110,8 +110,7 @@ class Gallery:
         """Use ``create`` or ``open``."""
         self.path = path
         self.model = model
-        #: Where photos that come over the network are kept; None where none are taken.
-        self.photos_folder = photos
+        self._photos = photos
         #: Small texts that all processes share; None for a gallery folder.
         self.notes = notes
         self._catalog = catalog
@@ -259,6 +258,11 @@ class Gallery:
     def is_at(self, path: GalleryAddress) -> bool:
         """Whether ``path`` is the place of this very gallery, and no other has taken it."""
         return self._is_at(path)
+
+    @property
+    def photos_folder(self) -> PhotoPath | None:
+        """Where photos that come over the network are kept; None where none are taken."""
+        return self._photos
 
     @property
     def is_remote(self) -> bool:
