@@ -141,7 +141,10 @@ class MilvusConnection:
     def delete(self, collection: str, keys: Sequence[int | str]) -> None:
         """Remove rows by their primary keys, durably; those that are not there are passed over."""
         for start in range(0, len(keys), MAX_WINDOW):
-            self.call("delete", collection, ids=list(keys[start : start + MAX_WINDOW]))
+            try:
+                self.call("delete", collection, ids=list(keys[start : start + MAX_WINDOW]))
+            finally:
+                _deletions.happened(self.address.uri, self.address.database, collection)
 
     def query(
         self,
@@ -158,14 +161,14 @@ class MilvusConnection:
         With ``least_keys`` they are those with the least primary keys; there may then be fewer of
         them than match, but not none.
         """
-        rows = self.call(
+        rows = self._read(
             "query",
-            collection,
             filter=condition,
             output_fields=list(fields),
             limit=limit,
             reduce_stop_for_best=least_keys,
-            consistency_level=consistency or self.address.consistency,
+            collection=collection,
+            consistency=consistency,
         )
         return [dict(row) for row in rows]
 
@@ -173,12 +176,12 @@ class MilvusConnection:
         self, collection: str, condition: str = "", *, consistency: Consistency | None = None
     ) -> int:
         """How many rows match."""
-        [row] = self.call(
+        [row] = self._read(
             "query",
-            collection,
             filter=condition,
             output_fields=["count(*)"],
-            consistency_level=consistency or self.address.consistency,
+            collection=collection,
+            consistency=consistency,
         )
         return int(row["count(*)"])
 
@@ -234,20 +237,33 @@ class MilvusConnection:
         parameters: Mapping[str, Any],
     ) -> list[list[tuple[int, float]]]:
         """Id and inner product of the nearest rows of each vector."""
-        found = self.call(
+        found = self._read(
             "search",
-            collection,
             data=vectors,
             anns_field="vector",
             filter=condition,
             limit=limit,
             output_fields=["id"],
             search_params={"metric_type": "IP", "params": dict(parameters)},
-            consistency_level=self.address.consistency,
+            collection=collection,
         )
         return [[(int(hit["id"]), float(hit["distance"])) for hit in hits] for hits in found]
 
     # Inside
+
+    def _read(
+        self, method: str, *, collection: str, consistency: Consistency | None = None, **kwargs: Any
+    ) -> Any:
+        """A read that sees what this process has changed before, deletions included."""
+        level = consistency or self.address.consistency
+        place = (self.address.uri, self.address.database, collection)
+        unseen = _deletions.unseen(*place)
+        if unseen and level == "Session":
+            level = "Strong"
+        result = self.call(method, collection, consistency_level=level, **kwargs)
+        if level == "Strong":
+            _deletions.seen(*place, unseen)
+        return result
 
     def _take_turn(self) -> None:
         """Let one call try a server that has not answered, and refuse those beside it."""
@@ -292,6 +308,38 @@ class MilvusConnection:
             f"{self.address} does not answer: is Milvus running there, and reachable from here? "
             f"({why[:300]})"
         )
+
+
+class _Deletions:
+    """Deletions of this process that no read has been sure to see yet.
+
+    For "Session", pymilvus asks for the state after the last change of the process, by the time
+    that the server gave it. Milvus 2.3 gives none for a deletion; so the next read is "Strong".
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[tuple[str, str, str], int] = {}
+
+    def happened(self, uri: str, database: str, collection: str) -> None:
+        with self._lock:
+            key = (uri, database, collection)
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def unseen(self, uri: str, database: str, collection: str) -> int:
+        """How many there are; 0 for none."""
+        return self._counts.get((uri, database, collection), 0)
+
+    def seen(self, uri: str, database: str, collection: str, count: int) -> None:
+        """A read has seen so many; those that came meanwhile are still to be seen."""
+        with self._lock:
+            key = (uri, database, collection)
+            if self._counts.get(key) == count:
+                del self._counts[key]
+
+
+#: Of all connections, as pymilvus does with the times of other changes.
+_deletions = _Deletions()
 
 
 def _refuses(text: str) -> bool:
