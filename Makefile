@@ -1,9 +1,10 @@
 # Everything on a fresh machine with Python 3.11 or newer:
 #   make demo    install, then the main job on cars it draws itself (ARGS=--no-serve ends by itself)
 #   make test    install, also Chromium where apt can, then all tests
+#   make test-milvus     the tests that need a Milvus server, beside a real one
 #   make check-deploy    Dockerfile, docker-compose.yml and deploy/, by the programs that read them
 #   make screenshots     pictures of the page, all views, into scratch/screenshots (after make demo)
-.PHONY: setup demo test lint serve browser check-deploy screenshots
+.PHONY: setup demo test test-milvus lint serve browser check-deploy screenshots
 
 PYTHON ?= python3
 VENV := .venv
@@ -54,3 +55,8 @@ check-deploy: setup
 # make screenshots ARGS=--docs   also the README's
 screenshots: browser
 	$(BIN)/python scripts/screenshots.py $(ARGS)
+
+# Tests beside a real Milvus server, which is installed into .venv-milvus (Linux on x86_64); exits with
+# 2 and says why where it cannot be had.
+test-milvus: setup
+	$(BIN)/python scripts/with_milvus.py $(BIN)/python -m pytest -m milvus_server $(ARGS)
