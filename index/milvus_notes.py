@@ -76,7 +76,7 @@ class Notes:
     def delete(self, *keys: str) -> None:
         """Forget what is under these keys, if there is anything."""
         if keys:
-            self._connection.delete(self._collection, keys)
+            self._connection.delete(self._collection, keys, key="key")
 
     def keys(self, prefix: str = "") -> list[str]:
         """All keys that start with ``prefix``, ascending."""

@@ -95,14 +95,15 @@ class Described:
         """
         try:
             values = json.loads(description)["dscl_gallery"]
+            version = values["format_version"]
+            if version == FORMAT_VERSION:
+                return cls(**values)
         except (ValueError, KeyError, TypeError):
             raise foreign(address) from None
-        if values.get("format_version") != FORMAT_VERSION:
-            raise GalleryError(
-                f"{address} has gallery format {values.get('format_version')}; this release reads "
-                f"{FORMAT_VERSION}. Use the release that made it, or a later one."
-            )
-        return cls(**values)
+        raise GalleryError(
+            f"{address} has gallery format {version}; this release reads {FORMAT_VERSION}. Use the "
+            "release that made it, or a later one."
+        )
 
     def text(self) -> str:
         """What ``parse`` reads."""
