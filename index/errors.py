@@ -52,6 +52,12 @@ class BaseDamagedError(GalleryError):
     code = "index_damaged"
 
 
+class ShardError(DsclError):
+    """Shards that cannot be embedded, or a work folder that is not of this run."""
+
+    code = "shards_invalid"
+
+
 class ItemNotFoundError(DsclError):
     """An item id that is not in the gallery."""
 
