@@ -64,6 +64,12 @@ class StoreError(GalleryError):
     code = "store_unreachable"
 
 
+class ShardError(DsclError):
+    """Shards that cannot be embedded, or a work folder that is not of this run."""
+
+    code = "shards_invalid"
+
+
 class ItemNotFoundError(DsclError):
     """An item id that is not in the gallery."""
 
