@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 #
 #   docker build -t dscl .                                  serve: small, without torch
-#   docker build -t dscl --build-arg EXTRAS=otel .          … with optional parts of pyproject.toml
+#   docker build -t dscl --build-arg EXTRAS=milvus .        … with optional parts of pyproject.toml
 #   docker build -t dscl-train --target train .             train: with torch, for NVIDIA GPUs
 #
 # scripts/run_dockerfile.py executes the RUN, HEALTHCHECK and CMD lines without a Docker engine.
@@ -47,6 +47,8 @@ CMD ["train", "--help"]
 # The last stage is what `docker build` makes without --target.
 FROM base AS serve
 COPY --from=serve-installed /opt/dscl /opt/dscl
+# A volume that is made for photos belongs to whom the folder here belongs to.
+RUN install -d -o 1000 -g 1000 /data/photos
 USER 1000:1000
 WORKDIR /data
 EXPOSE 8000

@@ -72,8 +72,8 @@ class MilvusAddress:
             "timeout": f"{self.timeout_s:g}",
         }
         query = urlencode({name: value for name, value in settings.items() if value})
-        user, _, password = self.token.partition(":")
-        who = f"{quote(user, safe='')}:{quote(password, safe='')}@" if self.token else ""
+        who = ":".join(quote(each, safe="") for each in self.token.split(":", 1))
+        who += "@" * bool(self.token)
         scheme, _, rest = str(self).partition("://")
         return f"{scheme}://{who}{rest}?{query}"
 
@@ -106,15 +106,19 @@ def parse_address(text: str | Path | MilvusAddress) -> GalleryAddress:
             f"a gallery at {scheme}:// is not known: expected a folder, or "
             "milvus://HOST:PORT/NAME for a gallery on Milvus."
         )
-    return _parse_milvus(urlsplit(text))
+    try:
+        return _parse_milvus(urlsplit(text))
+    except InvalidArgumentError:
+        raise
+    except ValueError:  # its text may hold a piece of a password
+        raise InvalidArgumentError(
+            f"the gallery's address cannot be read, for its port or its brackets; {_form(scheme)}."
+        ) from None
 
 
 def _parse_milvus(parts: SplitResult) -> MilvusAddress:
-    form = f"expected {parts.scheme}://HOST:PORT/NAME, or milvus:///FILE.db/NAME for Milvus Lite"
-    try:
-        port = parts.port or DEFAULT_PORT
-    except ValueError as error:
-        raise InvalidArgumentError(f"the port of the gallery's address: {error}; {form}.") from None
+    form = _form(parts.scheme)
+    port = parts.port or DEFAULT_PORT
     folder, _, name = unquote(parts.path).rstrip("/").rpartition("/")
     if not NAME.fullmatch(name):
         raise InvalidArgumentError(
@@ -125,8 +129,8 @@ def _parse_milvus(parts: SplitResult) -> MilvusAddress:
         raise InvalidArgumentError(f"the gallery's address names no host and no file; {form}.")
     if parts.hostname and folder:
         raise InvalidArgumentError(
-            f"the gallery's address has {folder!r} before its name; {form}. A database is named "
-            "by ?database=."
+            f"the gallery's address has a folder before its name; {form}. A database is named by "
+            "?database=."
         )
     settings = dict(parse_qsl(parts.query, keep_blank_values=True))
     if unknown := set(settings) - set(SETTINGS):
@@ -136,7 +140,8 @@ def _parse_milvus(parts: SplitResult) -> MilvusAddress:
         )
     token = os.environ.get(TOKEN_VARIABLE, "")
     if parts.username:
-        token = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        given = [parts.username] if parts.password is None else [parts.username, parts.password]
+        token = ":".join(map(unquote, given))
     return MilvusAddress(
         name=name,
         host=parts.hostname or "",
@@ -148,6 +153,13 @@ def _parse_milvus(parts: SplitResult) -> MilvusAddress:
         store=settings.get("store", ""),
         consistency=_consistency(settings.get("consistency", "Session")),
         timeout_s=_timeout(settings.get("timeout", "10")),
+    )
+
+
+def _form(scheme: str) -> str:
+    return (
+        f"expected {scheme}://HOST:PORT/NAME, or milvus:///FILE.db/NAME for Milvus Lite. In a name "
+        "and password, %XX stands for each of : / ? # @"
     )
 
 

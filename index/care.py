@@ -20,7 +20,7 @@ from index.base_files import CURRENT_FILE, current_name, read_base, write_base
 from index.catalog import FILE as CATALOG_FILE
 from index.catalog import Catalog
 from index.errors import BaseDamagedError, DsclError, GalleryError, ModelMismatchError
-from index.files import folder_bytes, replace_folder, sha256_file, sync_folder
+from index.files import folder_bytes, replace_folder, sha256_bytes, sha256_file, sync_folder
 from index.gallery import MODEL_FOLDER, VECTORS_FOLDER, Gallery
 from index.items import Item
 from index.kept_photos import link_photos
@@ -29,6 +29,7 @@ from index.model import Model
 from index.parallel import check_workers, in_order
 from index.photos import image_files
 from index.scan import scan
+from index.stores import PhotoPath, is_remote, read_photo, stamp_of
 
 __all__ = ["CheckReport", "Finding", "check", "compact", "restore", "snapshot"]
 
@@ -289,10 +290,11 @@ def _check_photo(item: Item, *, content: bool) -> tuple[Item, Finding | None]:
         text = f"item {item.id} has path {item.path}, which leads out of {item.root}: remove it."
         return item, Finding("photo_outside", text, [item.id])
     try:
-        size = item.image.stat().st_size
-        changed = size != item.size or (content and sha256_file(item.image) != item.sha256)
+        size, _ = stamp_of(item.image)
+        changed = size != item.size or (content and _sha256_of(item.image) != item.sha256)
     except OSError as error:
-        text = f"{item.image} (item {item.id}) cannot be read ({error.strerror}): "
+        reason = error.strerror or "no such object"
+        text = f"{item.image} (item {item.id}) cannot be read ({reason}): "
         mend = "put it back, or remove the item."
         return item, Finding("photo_missing", text + mend, [item.id])
     if changed:
@@ -304,9 +306,13 @@ def _check_photo(item: Item, *, content: bool) -> tuple[Item, Finding | None]:
     return item, None
 
 
+def _sha256_of(photo: PhotoPath) -> str:
+    return sha256_bytes(read_photo(photo)) if is_remote(photo) else sha256_file(photo)
+
+
 def _missing_or_moved(missing: list[tuple[Item, Finding]]) -> list[Finding]:
     """The same findings, but where a photo is elsewhere below its root, say where."""
-    by_root: dict[Path, list[Item]] = defaultdict(list)
+    by_root: dict[PhotoPath, list[Item]] = defaultdict(list)
     for item, _ in missing:
         by_root[item.root].append(item)
     found = {root: _find(root, items) for root, items in by_root.items()}
@@ -321,12 +327,15 @@ def _missing_or_moved(missing: list[tuple[Item, Finding]]) -> list[Finding]:
     return findings
 
 
-def _find(root: Path, items: list[Item]) -> dict[str, Path]:
-    """Content hash → file below ``root``, for those of ``items`` that are there."""
+def _find(root: PhotoPath, items: list[Item]) -> dict[str, Path]:
+    """Content hash → file below ``root``, for those of ``items`` that are there.
+
+    Nothing in a store moves: there is none.
+    """
     sizes = {item.size for item in items}
     wanted = {item.sha256 for item in items}
     found: dict[str, Path] = {}
-    if not root.is_dir():
+    if is_remote(root) or not root.is_dir():
         return found
     for file in image_files(root):
         if file.stat().st_size in sizes and (content := sha256_file(file)) in wanted:

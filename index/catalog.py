@@ -51,6 +51,7 @@ from index.schema import (
     field_expression,
     upgrade,
 )
+from index.stores import PhotoPath, place_named
 
 __all__ = ["Catalog", "Changes"]
 
@@ -431,13 +432,13 @@ class Catalog:
         """Content hash → id, for those of ``hashes`` that are there; of several the first id."""
         return self._ids_where("sha256", hashes)
 
-    def ids_by_path(self, paths: Sequence[Path]) -> dict[Path, int]:
+    def ids_by_path(self, paths: Sequence[PhotoPath]) -> dict[PhotoPath, int]:
         """Absolute path → id, for those of ``paths`` that are stored, whatever their root was."""
         with self.view():
             rows = self._database.rows("SELECT path, id FROM roots")
-            roots = {str(self._folder / path): root for path, root in rows}
+            roots = {str(place_named(path, self._folder)): root for path, root in rows}
             wanted = [
-                (roots[str(folder)], path.relative_to(folder).as_posix(), number)
+                (roots[str(folder)], _below(folder, path), number)
                 for number, path in enumerate(paths)
                 if storable(str(path))
                 for folder in path.parents
@@ -549,7 +550,7 @@ class Catalog:
         )
         return int(items), int(labels)
 
-    def files(self, root: Path) -> dict[str, tuple[int, int]]:
+    def files(self, root: PhotoPath) -> dict[str, tuple[int, int]]:
         """Path → (size, mtime_ns) of the photos stored from ``root``."""
         rows = self._database.rows(
             "SELECT items.path, size, mtime_ns FROM items"
@@ -698,7 +699,7 @@ class Catalog:
             [(item_id, seq) for item, item_id in pairs if last[item.image] != item_id],
         )
 
-    def _root_name(self, root: Path) -> str:
+    def _root_name(self, root: PhotoPath) -> str:
         """A root as it is stored: relative if it is the gallery's own, which may be moved."""
         return PHOTOS_FOLDER if root == self._folder / PHOTOS_FOLDER else str(root)
 
@@ -780,7 +781,7 @@ class Catalog:
             f" mtime_ns, sha256 FROM items JOIN roots ON roots.id = items.root {clause}",
             values,
         )
-        roots = {root: self._folder / root for root in {row[4] for row in rows}}
+        roots = {root: place_named(root, self._folder) for root in {row[4] for row in rows}}
         return [
             Item(
                 id=item_id,
@@ -884,6 +885,11 @@ def _clause(where: Filter | None) -> tuple[str, tuple[str | int, ...]]:
 
 def _condition(where: Filter | None) -> tuple[str, tuple[str | int, ...]]:
     return ("", ()) if where is None else (f" AND ({where.condition})", where.values)
+
+
+def _below(folder: PhotoPath, path: PhotoPath) -> str:
+    """The rest of ``path``, which begins with ``folder``, with forward slashes."""
+    return path.as_posix().removeprefix(folder.as_posix()).removeprefix("/")
 
 
 def _list_of(ids: Sequence[int]) -> str:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from index.address import GalleryAddress
 from index.approximate import RequestedKind
+from index.bulk_commands import Engine, embed_shard, engine_options, open_bulk
 from index.care_commands import CARE_COMMANDS
 from index.command_options import (
     FOLDER,
@@ -32,7 +33,7 @@ from index.command_options import (
 )
 from index.errors import GalleryError, InvalidArgumentError, ItemNotFoundError
 from index.gallery import Gallery, IndexInfo, check_k, expect_model, is_there
-from index.ingest import BuildReport
+from index.ingest import BuildReport, BulkEmbedder
 from index.ingest import build as build_gallery
 from index.items import KEEP, Item
 from index.model import Model
@@ -48,6 +49,7 @@ SKU_PREFIX = "sku:"
 ITEM_HELP = "An item is named by its id, by sku:NAME, or by the path of its photo."
 
 GOES_ON = "What was embedded is stored; the same command goes on."
+SHARDS_GO_ON = "Shards that are done are kept; the same command goes on."
 
 #: Unreadable photos named in full; the rest are counted. ``--json`` lists all.
 SHOWN = 10
@@ -81,6 +83,7 @@ def index() -> None:
 
 for command in CARE_COMMANDS:
     index.add_command(command)
+index.add_command(embed_shard)
 
 
 @index.command()
@@ -97,7 +100,7 @@ for command in CARE_COMMANDS:
 @recall_option
 @duplicates_option
 @click.option("--prune", is_flag=True, help="Remove items from that folder whose photo is gone.")
-@workers_option
+@engine_options
 @json_option
 def build(
     model_path: Path,
@@ -108,24 +111,43 @@ def build(
     recall: float | None,
     skip_duplicates: bool,
     prune: bool,
+    engine: Engine,
     workers: int | None,
+    work: Path | None,
+    shard_size: int | None,
+    address: str | None,
     as_json: bool,
 ) -> None:
     """Embed photos into a gallery. Stopped and run again, it continues.
 
-    Photos that have not changed are not read again; what a CSV says about them is taken over.
+    Photos that have not changed are not read again; what a CSV says about them is taken over. The
+    gallery is the same whichever engine embeds.
     """
     if recall is not None:
         check_target(recall)
     photos = list_photos(images)
     with (
-        resumable(GOES_ON),
+        resumable(GOES_ON if engine == "threads" else SHARDS_GO_ON),
+        open_bulk(
+            engine,
+            gallery_path=gallery_path,
+            work=work,
+            workers=workers,
+            shard_size=shard_size,
+            address=address,
+        ) as bulk,
         _open_or_create(
             gallery_path, model_path, precision=precision, kind=kind, recall=recall
         ) as gallery,
     ):
         report = _fill(
-            gallery, photos, workers, as_json, skip_duplicates=skip_duplicates, prune=prune
+            gallery,
+            photos,
+            workers if bulk is None else None,
+            as_json,
+            skip_duplicates=skip_duplicates,
+            prune=prune,
+            bulk=bulk,
         )
         now = gallery.info().index
         wanted = (now.target_recall if recall is None else recall, kind or now.requested)
@@ -413,6 +435,7 @@ def _fill(
     *,
     skip_duplicates: bool,
     prune: bool = False,
+    bulk: BulkEmbedder | None = None,
 ) -> BuildReport:
     with tqdm(total=len(photos), unit="photo", desc="Indexing", disable=as_json or None) as bar:
         report = build_gallery(
@@ -422,6 +445,7 @@ def _fill(
             skip_duplicates=skip_duplicates,
             prune=prune,
             progress=bar.update,
+            bulk=bulk,
         )
     gallery.settle()
     return report

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +20,7 @@ from index.filters import Filter
 from index.items import KEEP, Item, Keep, NewItem
 from index.live import IndexInfo
 from index.photos import AttributeValue
+from index.stores import PhotoPath
 from index.tuning import Progress
 
 __all__ = ["Contents", "Index", "Searching", "State"]
@@ -52,7 +52,7 @@ class Contents(Protocol):
     def get(self, ids: Sequence[int]) -> list[Item]: ...  # noqa: D102
     def get_external(self, external_ids: Sequence[str]) -> dict[str, int]: ...  # noqa: D102
     def ids_by_sha256(self, hashes: Sequence[str]) -> dict[str, int]: ...  # noqa: D102
-    def ids_by_path(self, paths: Sequence[Path]) -> dict[Path, int]: ...  # noqa: D102
+    def ids_by_path(self, paths: Sequence[PhotoPath]) -> dict[PhotoPath, int]: ...  # noqa: D102
     def page(  # noqa: D102
         self, *, offset: int, limit: int, where: Filter | None = None
     ) -> list[Item]: ...
@@ -69,7 +69,7 @@ class Contents(Protocol):
         self, ids: Sequence[int], field: str
     ) -> list[AttributeValue]: ...
     def label_counts(self) -> tuple[int, int]: ...  # noqa: D102
-    def files(self, root: Path) -> dict[str, tuple[int, int]]: ...  # noqa: D102
+    def files(self, root: PhotoPath) -> dict[str, tuple[int, int]]: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102
 
 

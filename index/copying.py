@@ -19,6 +19,7 @@ from index.errors import GalleryError, ItemNotFoundError
 from index.files import write_atomically
 from index.gallery import Gallery, expect_model, is_there
 from index.items import Item, NewItem
+from index.stores import is_remote, reaching, read_photo
 
 __all__ = ["CopyReport", "copy_gallery"]
 
@@ -146,9 +147,13 @@ def _copy_photo(item: Item, copy: Gallery) -> bool:
     assert copy.photos_folder is not None  # or ``_as_new`` has refused
     target = copy.photos_folder / item.path
     try:
-        data = item.image.read_bytes()
+        data = read_photo(item.image)
     except FileNotFoundError:
         return False
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, data)
+    if is_remote(target):
+        with reaching(target):
+            target.write_bytes(data)  # whole or absent, as a store of objects has it
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, data)
     return True

@@ -58,6 +58,18 @@ class BaseDamagedError(GalleryError):
     code = "index_damaged"
 
 
+class StoreError(GalleryError):
+    """A store of photos that denies access or does not answer."""
+
+    code = "store_unreachable"
+
+
+class ShardError(DsclError):
+    """Shards that cannot be embedded, or a work folder that is not of this run."""
+
+    code = "shards_invalid"
+
+
 class ItemNotFoundError(DsclError):
     """An item id that is not in the gallery."""
 

@@ -40,6 +40,7 @@ from index.projection import Progress as MapProgress
 from index.results import MAX_K, Hits, best_of_groups, check_k, check_offset, check_threshold
 from index.runtimes import Precision, Runtime
 from index.scan import scan
+from index.stores import PhotoPath
 from index.tuning import Progress, check_target
 from index.vectors import Subset
 
@@ -103,14 +104,13 @@ class Gallery:
         writable: bool,
         is_at: Callable[[GalleryAddress], bool],
         lock: WriterLock | None = None,
-        photos: Path | None = None,
+        photos: PhotoPath | None = None,
         notes: Notes | None = None,
     ) -> None:
         """Use ``create`` or ``open``."""
         self.path = path
         self.model = model
-        #: Where photos that come over the network are kept; None where none are taken.
-        self.photos_folder = photos
+        self._photos = photos
         #: Small texts that all processes share; None for a gallery folder.
         self.notes = notes
         self._catalog = catalog
@@ -258,6 +258,11 @@ class Gallery:
     def is_at(self, path: GalleryAddress) -> bool:
         """Whether ``path`` is the place of this very gallery, and no other has taken it."""
         return self._is_at(path)
+
+    @property
+    def photos_folder(self) -> PhotoPath | None:
+        """Where photos that come over the network are kept; None where none are taken."""
+        return self._photos
 
     @property
     def is_remote(self) -> bool:
@@ -501,11 +506,11 @@ class Gallery:
         """
         return self._catalog.attribute_of(ids, field)
 
-    def files(self, root: Path) -> dict[str, tuple[int, int]]:
+    def files(self, root: PhotoPath) -> dict[str, tuple[int, int]]:
         """Path → (size, mtime_ns) of the photos that were indexed from folder ``root``."""
         return self._catalog.files(root)
 
-    def ids_by_path(self, paths: Sequence[Path]) -> dict[Path, int]:
+    def ids_by_path(self, paths: Sequence[PhotoPath]) -> dict[PhotoPath, int]:
         """Absolute photo path → id, for those of ``paths`` that are in the gallery."""
         return self._catalog.ids_by_path(paths)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -28,6 +27,7 @@ from PIL import (
 )
 
 from index.errors import ImageError, InvalidArgumentError
+from index.stores import PhotoPath, read_photo
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -73,7 +73,7 @@ ResizeMode = Literal["squash", "crop", "pad"]
 
 
 def decode(
-    source: bytes | Path,
+    source: bytes | PhotoPath,
     *,
     at_least: tuple[int, int] | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -95,6 +95,7 @@ def decode(
         ImageError: with code ``image_empty``, ``image_unreadable`` (not an image, or a format that
             is not accepted), ``image_truncated``, ``image_too_small``, ``image_too_large``,
             ``image_animated`` or ``image_unsupported`` (samples that have no RGB meaning).
+        StoreError: the store that holds the file does not answer.
     """
     name, data = _read(source)
     if not data:
@@ -186,11 +187,11 @@ def seen_area(
     return Area((1 - wide) / 2, (1 - tall) / 2, (1 + wide) / 2, (1 + tall) / 2)
 
 
-def _read(source: bytes | Path) -> tuple[str, bytes]:
+def _read(source: bytes | PhotoPath) -> tuple[str, bytes]:
     if isinstance(source, bytes):
         return "the file", source
     try:
-        return str(source), source.read_bytes()
+        return str(source), read_photo(source)
     except OSError as error:
         raise ImageError(
             "image_missing", f"{source} cannot be read: {error.strerror or error}."

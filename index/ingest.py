@@ -12,35 +12,29 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import repeat
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index.errors import ImageError
-from index.files import sha256_bytes
+from index.errors import InvalidArgumentError
 from index.gallery import Gallery
 from index.items import KEEP, Item, NewItem
 from index.model import Model
 from index.parallel import check_workers, in_order
 from index.photos import AttributeValue, Photo
+from index.reading import Content, Embedded, Skipped, read_photo, stamp_of
+from index.stores import PhotoPath, is_there
 
-__all__ = ["BuildReport", "Duplicate", "Skipped", "build"]
+__all__ = ["BuildReport", "BulkEmbedder", "Duplicate", "Skipped", "build"]
 
 #: Photos stored by one durable transaction: the most that a stop can lose.
 BATCH = 64
 
 #: Photos looked up in the catalog at a time.
 PAGE = 500
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A photo that could not be used, and why."""
-
-    path: str
-    code: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -63,6 +57,28 @@ class BuildReport:
     skipped: list[Skipped] = field(default_factory=list)
 
 
+class BulkEmbedder(Protocol):
+    """What embeds photos elsewhere than in the threads of ``build``; see ``index.bulk``."""
+
+    def embed(
+        self,
+        model: Model,
+        *,
+        listed: Sequence[Path],
+        wanted: Sequence[Path],
+        tell: Callable[[int], object],
+    ) -> Iterable[Embedded]:
+        """Embed the files in ``wanted``, some of those ``listed``; the results in that order.
+
+        ``tell`` is called with the number of wanted photos just dealt with.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Everything is stored: what was kept in case of a stop may go."""
+        ...
+
+
 def build(
     gallery: Gallery,
     photos: Sequence[Photo],
@@ -71,6 +87,7 @@ def build(
     skip_duplicates: bool = False,
     prune: bool = False,
     progress: Callable[[int], object] | None = None,
+    bulk: BulkEmbedder | None = None,
 ) -> BuildReport:
     """Add photos to a gallery that is open for writing.
 
@@ -86,6 +103,7 @@ def build(
         skip_duplicates: add no item for a photo that is byte for byte another one.
         prune: in the end remove the items from the photos' roots whose file is gone.
         progress: called with the number of photos just dealt with.
+        bulk: what embeds, in place of threads here. The gallery becomes the same.
 
     Raises:
         InvalidArgumentError: less than one worker; an attribute whose type is not the one it has
@@ -93,15 +111,25 @@ def build(
         GalleryError: the gallery was not opened for writing, or cannot be written to.
     """
     workers = check_workers(workers)
-    tell = progress or (lambda count: None)
+    tell: Callable[[int], object] = progress or _say_nothing
     report = BuildReport()
     usable = _usable(photos, report)
     tell(len(photos) - len(usable))
     tasks = _plan(gallery, usable, report, tell)
-    _store(gallery, tasks, report, workers=workers, skip_duplicates=skip_duplicates, tell=tell)
+    sources: Iterable[tuple[_Task, Embedded | None]] = zip(tasks, repeat(None), strict=False)
+    if bulk is not None:
+        sources = _elsewhere(bulk, gallery.model, usable, tasks, tell)
+        tell = _say_nothing  # they have been counted
+    _store(gallery, sources, report, workers=workers, skip_duplicates=skip_duplicates, tell=tell)
     if prune:
         report.removed = _prune(gallery, {photo.root for photo in usable})
+    if bulk is not None:
+        bulk.finish()
     return report
+
+
+def _say_nothing(count: int) -> None:
+    """Progress that nobody follows."""
 
 
 @dataclass(frozen=True)
@@ -110,23 +138,20 @@ class _Task:
 
     photo: Photo
     item: Item | None
+    same_file: bool = False  #: only what is said about the item changes
 
 
 @dataclass(frozen=True)
 class _Read:
-    """A photo that was read; ``pixels`` uint8 [3, h, w] until its vector is known."""
+    """A photo that was read."""
 
     task: _Task
-    sha256: str
-    size: int
-    mtime_ns: int
-    pixels: NDArray[np.uint8] | None
-    vector: NDArray[np.float32] | None = None
+    content: Content
 
     @property
     def changed(self) -> bool:
         """Whether this content is new under its path."""
-        return self.task.item is None or self.task.item.sha256 != self.sha256
+        return self.task.item is None or self.task.item.sha256 != self.content.sha256
 
 
 # What is to be done
@@ -172,7 +197,7 @@ def _plan(
             elif _is_as_stated(photo, item):
                 report.unchanged += 1
             elif _takes_anothers_external_id(gallery, photo, item):
-                tasks.append(_Task(photo, item))
+                tasks.append(_Task(photo, item, same_file=True))
                 continue
             else:
                 _correct(gallery, photo, item)
@@ -181,13 +206,21 @@ def _plan(
     return tasks
 
 
+def _on_this_machine(photos: Sequence[Photo]) -> list[Path]:
+    """The files of photos that other processes are to read."""
+    files = [photo.file for photo in photos]
+    local = [file for file in files if isinstance(file, Path)]
+    if len(local) < len(files):
+        raise InvalidArgumentError(
+            "photos that lie in a store are embedded by threads: use --engine threads for them."
+        )
+    return local
+
+
 def _has_stamp(photo: Photo, stamp: tuple[int, int] | None) -> bool:
     """Whether the file has this size and modification time."""
-    try:
-        status = photo.file.stat()
-    except OSError:
-        return False  # reading it will say what is wrong
-    return (status.st_size, status.st_mtime_ns) == stamp
+    now = stamp_of(photo.file)
+    return now is not None and now == stamp  # reading it will say what is wrong
 
 
 def _label(photo: Photo, item: Item | None) -> str | None:
@@ -233,9 +266,25 @@ def _correct(gallery: Gallery, photo: Photo, item: Item) -> None:
 # Reading, embedding, storing
 
 
+def _elsewhere(
+    bulk: BulkEmbedder,
+    model: Model,
+    photos: list[Photo],
+    tasks: list[_Task],
+    tell: Callable[[int], object],
+) -> Iterator[tuple[_Task, Embedded | None]]:
+    """The tasks with what ``bulk`` made of them; None where the gallery has the vector already."""
+    listed = _on_this_machine(photos)
+    wanted = _on_this_machine([task.photo for task in tasks if not task.same_file])
+    tell(len(tasks) - len(wanted))
+    results = iter(bulk.embed(model, listed=listed, wanted=wanted, tell=tell))
+    for task in tasks:
+        yield task, None if task.same_file else next(results)
+
+
 def _store(
     gallery: Gallery,
-    tasks: list[_Task],
+    sources: Iterable[tuple[_Task, Embedded | None]],
     report: BuildReport,
     *,
     workers: int,
@@ -243,7 +292,7 @@ def _store(
     tell: Callable[[int], object],
 ) -> None:
     model = gallery.model
-    under_way: dict[str, str] = {}  # content hash → path, of photos not stored yet
+    under_way: dict[str, PhotoPath] = {}  # content hash → file, of photos not stored yet
     batch: list[NewItem] = []
 
     def flush() -> None:
@@ -252,16 +301,16 @@ def _store(
             under_way.pop(item.sha256, None)
         batch.clear()
 
-    with closing(in_order(partial(_read, model), tasks, workers)) as read:
+    with closing(in_order(partial(_read, model), sources, workers)) as read:
         distinct = _with_known_vectors(gallery, read, under_way, report, skip_duplicates)
         with closing(in_order(partial(_embed, model), distinct, workers)) as embedded:
             for result in embedded:
                 if isinstance(result, Skipped):
                     report.skipped.append(result)
                 elif result is not None:
-                    vector = result.vector
+                    vector = result.content.vector
                     if vector is None:
-                        vector = _vector_of_content(gallery, batch, result.sha256)
+                        vector = _vector_of_content(gallery, batch, result.content.sha256)
                     batch.append(_item(result, vector))
                     if result.changed:
                         report.added += 1
@@ -273,24 +322,20 @@ def _store(
     flush()
 
 
-def _read(model: Model, task: _Task) -> _Read | Skipped:
-    file = task.photo.file
-    try:
-        # The stamp comes first: a file that changes while it is read differs from it next time.
-        status = file.stat()
-        data = file.read_bytes()
-        pixels = model.prepare(data)
-    except ImageError as error:
-        return Skipped(str(file), error.code, str(error))
-    except OSError as error:
-        return Skipped(str(file), "image_missing", f"cannot be read: {error.strerror}.")
-    return _Read(task, sha256_bytes(data), status.st_size, status.st_mtime_ns, pixels)
+def _read(model: Model, source: tuple[_Task, Embedded | None]) -> _Read | Skipped:
+    task, embedded = source
+    # What was embedded elsewhere counts if the file is still the one that was seen there.
+    if embedded is not None and embedded.stamp == stamp_of(task.photo.file):
+        result = embedded.result
+    else:
+        result = read_photo(model, task.photo.file)
+    return result if isinstance(result, Skipped) else _Read(task, result)
 
 
 def _with_known_vectors(
     gallery: Gallery,
     results: Iterable[_Read | Skipped],
-    under_way: dict[str, str],
+    under_way: dict[str, PhotoPath],
     report: BuildReport,
     skip_duplicates: bool,
 ) -> Iterator[_Read | Skipped | None]:
@@ -302,32 +347,32 @@ def _with_known_vectors(
         if isinstance(read, Skipped):
             yield read
             continue
-        path = str(read.task.photo.file)
-        same_as = under_way.get(read.sha256)
+        file = read.task.photo.file
+        sha256 = read.content.sha256
+        same_as = under_way.get(sha256)
         vector = None
         if same_as is None:
-            known = gallery.ids_by_sha256([read.sha256])
+            known = gallery.ids_by_sha256([sha256])
             if not known:
-                under_way[read.sha256] = path
+                under_way[sha256] = file
                 yield read
                 continue
             [item] = gallery.get(list(known.values()))
-            same_as, vector = str(item.image), gallery.vectors([item.id])[0]
+            same_as, vector = item.image, gallery.vectors([item.id])[0]
         # Content whose other file is gone has moved; it is no duplicate.
-        if read.changed and Path(same_as).is_file():
-            report.duplicates.append(Duplicate(path, same_as))
+        if read.changed and is_there(same_as):
+            report.duplicates.append(Duplicate(str(file), str(same_as)))
             if skip_duplicates and read.task.item is None:
                 yield None
                 continue
-        yield dataclasses.replace(read, pixels=None, vector=vector)
+        content = dataclasses.replace(read.content, pixels=None, vector=vector)
+        yield dataclasses.replace(read, content=content)
 
 
 def _embed(model: Model, read: _Read | Skipped | None) -> _Read | Skipped | None:
-    if read is None or isinstance(read, Skipped) or read.pixels is None:
+    if read is None or isinstance(read, Skipped):
         return read
-    # One by one: on a CPU larger batches gain nothing, and a vector then never depends on its
-    # neighbours in the batch.
-    return dataclasses.replace(read, pixels=None, vector=model.embed(read.pixels[None])[0])
+    return dataclasses.replace(read, content=read.content.embedded(model))
 
 
 def _vector_of_content(gallery: Gallery, batch: list[NewItem], sha256: str) -> NDArray[np.float32]:
@@ -341,16 +386,16 @@ def _vector_of_content(gallery: Gallery, batch: list[NewItem], sha256: str) -> N
 
 
 def _item(read: _Read, vector: NDArray[np.float32]) -> NewItem:
-    photo, item = read.task.photo, read.task.item
+    photo, item, content = read.task.photo, read.task.item, read.content
     attributes = dict(photo.attributes)
     if item is not None:
         attributes |= item.attributes | _stated_attributes(photo)
     return NewItem(
         root=photo.root,
         path=photo.path,
-        sha256=read.sha256,
-        size=read.size,
-        mtime_ns=read.mtime_ns,
+        sha256=content.sha256,
+        size=content.size,
+        mtime_ns=content.mtime_ns,
         label=_label(photo, item),
         attributes=attributes,
         external_id=_external_id(photo, item),
@@ -358,12 +403,12 @@ def _item(read: _Read, vector: NDArray[np.float32]) -> NewItem:
     )
 
 
-def _prune(gallery: Gallery, roots: set[Path]) -> int:
+def _prune(gallery: Gallery, roots: set[PhotoPath]) -> int:
     gone = [
         root / path
-        for root in sorted(roots)
+        for root in sorted(roots, key=str)
         for path in gallery.files(root)
-        if not (root / path).is_file()
+        if not is_there(root / path)
     ]
     ids = list(gallery.ids_by_path(gone).values())
     gallery.remove(ids)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from index.attributes import check_text
 from index.errors import DuplicateExternalIdError, InvalidArgumentError, ItemNotFoundError
 from index.photos import AttributeValue
+from index.stores import PhotoPath
 
 __all__ = [
     "KEEP",
@@ -54,7 +54,7 @@ class NewItem:
     is the user's own name for the item; no two items share one.
     """
 
-    root: Path
+    root: PhotoPath
     path: str
     sha256: str
     size: int
@@ -65,8 +65,8 @@ class NewItem:
     external_id: str | None = None
 
     @property
-    def image(self) -> Path:
-        """The photo's absolute path."""
+    def image(self) -> PhotoPath:
+        """Where the photo lies: absolute."""
         return self.root / self.path
 
 
@@ -78,15 +78,15 @@ class Item:
     external_id: str | None
     label: str | None
     attributes: dict[str, AttributeValue]
-    root: Path
+    root: PhotoPath
     path: str
     size: int
     mtime_ns: int
     sha256: str
 
     @property
-    def image(self) -> Path:
-        """The photo's absolute path."""
+    def image(self) -> PhotoPath:
+        """Where the photo lies: absolute."""
         return self.root / self.path
 
 

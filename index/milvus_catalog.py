@@ -48,6 +48,7 @@ from index.milvus_schema import (
     vectors_of,
 )
 from index.photos import AttributeValue
+from index.stores import PhotoPath, place_named
 
 __all__ = ["MilvusCatalog"]
 
@@ -66,7 +67,7 @@ FIELD = "field/"
 class MilvusCatalog:
     """The items of one gallery on Milvus. Safe to use from several threads and processes."""
 
-    def __init__(self, place: Place, photos: Path | None) -> None:
+    def __init__(self, place: Place, photos: PhotoPath | None) -> None:
         """Use the gallery at ``place``, which keeps photos of its own in ``photos``."""
         self._place = place
         self._connection = place.connection
@@ -183,7 +184,7 @@ class MilvusCatalog:
         """As ``Catalog.ids_by_sha256``."""
         return self._ids_where("sha256", hashes)
 
-    def ids_by_path(self, paths: Sequence[Path]) -> dict[Path, int]:
+    def ids_by_path(self, paths: Sequence[PhotoPath]) -> dict[PhotoPath, int]:
         """As ``Catalog.ids_by_path``."""
         files = {self._file(path): path for path in paths}
         return {files[file]: found for file, found in self._ids_where("file", list(files)).items()}
@@ -271,10 +272,11 @@ class MilvusCatalog:
         counts = [count for _, count in self.values("label", limit=2**62)]
         return sum(counts), len(counts)
 
-    def files(self, root: Path) -> dict[str, tuple[int, int]]:
-        """As ``Catalog.files``."""
+    def files(self, root: PhotoPath) -> dict[str, tuple[int, int]]:
+        """As ``Catalog.files``; what any process has stored is in it."""
         condition = f"root == {literal(self._root_name(root))}"
-        walk = self._walk(condition, ("path", "size", "mtime_ns"), SHORT_ROW)
+        # Photos that are not in it may be removed from a store.
+        walk = self._walk(condition, ("path", "size", "mtime_ns"), SHORT_ROW, consistency="Strong")
         return {
             row["path"]: (int(row["size"]), int(row["mtime_ns"])) for rows in walk for row in rows
         }
@@ -396,20 +398,23 @@ class MilvusCatalog:
             version=version,
         )
 
-    def _root_name(self, root: Path) -> str:
+    def _root_name(self, root: PhotoPath) -> str:
         """A root as it is stored: by a word if it is the gallery's own, which may move."""
         return PHOTOS_FOLDER if self._photos is not None and root == self._photos else str(root)
 
-    def _file(self, path: Path) -> str:
+    def _file(self, path: PhotoPath) -> str:
         """What a photo is looked up by, wherever the gallery's own photos lie."""
         if self._photos is not None and self._photos in path.parents:
-            return f"{PHOTOS_FOLDER}/{path.relative_to(self._photos).as_posix()}"
+            below = path.as_posix().removeprefix(self._photos.as_posix())
+            return f"{PHOTOS_FOLDER}/{below.removeprefix('/')}"
         return str(path)
 
     def item(self, row: Row) -> Item:
         """An item from its row."""
         own = row["root"] == PHOTOS_FOLDER and self._photos is not None
-        root = self._photos if own and self._photos is not None else Path(row["root"])
+        root = (
+            self._photos if own and self._photos is not None else place_named(row["root"], Path())
+        )
         return item_of(row, root)
 
     def _expect_field(self, field: str) -> None:

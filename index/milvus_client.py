@@ -29,6 +29,9 @@ OLDEST = (2, 3)
 #: Seconds for which nobody asks a server that has just not answered.
 PAUSE_S = 1.0
 
+#: The code of a collection that cannot be searched until it is loaded.
+NOT_LOADED = 101
+
 #: Codes of errors that asking again does not mend.
 NOT_FOUND = 100
 REFUSED = (1400, 1401)
@@ -88,9 +91,16 @@ class MilvusConnection:
             GalleryError: it refuses.
         """
         self._take_turn()
+        kwargs.setdefault("timeout", self.address.timeout_s)
         try:
-            kwargs.setdefault("timeout", self.address.timeout_s)
-            result = getattr(self._client, method)(*args, **kwargs)
+            try:
+                result = getattr(self._client, method)(*args, **kwargs)
+            except Exception as error:
+                if _code_of(error) != NOT_LOADED or method not in ("query", "search"):
+                    raise
+                # Milvus Lite was started anew, or somebody has released the collection.
+                self._client.load_collection(args[0], timeout=max(60.0, self.address.timeout_s))
+                result = getattr(self._client, method)(*args, **kwargs)
         except Exception as error:
             translated = self._translated(error)
             if not isinstance(translated, GalleryUnavailableError):
@@ -138,11 +148,13 @@ class MilvusConnection:
         for part in _parts(rows, row_bytes):
             self.call("upsert", collection, part)
 
-    def delete(self, collection: str, keys: Sequence[int | str]) -> None:
+    def delete(self, collection: str, keys: Sequence[int | str], *, key: str = "id") -> None:
         """Remove rows by their primary keys, durably; those that are not there are passed over."""
         for start in range(0, len(keys), MAX_WINDOW):
+            # Not by ``ids``: pymilvus writes texts into its expression without escapes.
+            part = literal(keys[start : start + MAX_WINDOW])
             try:
-                self.call("delete", collection, ids=list(keys[start : start + MAX_WINDOW]))
+                self.call("delete", collection, filter=f"{key} in {part}")
             finally:
                 _deletions.happened(self.address.uri, self.address.database, collection)
 
@@ -278,8 +290,7 @@ class MilvusConnection:
 
     def _translated(self, error: Exception) -> Exception:
         """What a user can act on, in place of what pymilvus raised; no password is in it."""
-        code = getattr(error, "code", None)
-        code = code() if callable(code) else code
+        code = _code_of(error)
         text = str(getattr(error, "message", None) or error)
         text = text.replace(self.address.token or "\0", "…")
         name = getattr(code, "name", "")
@@ -340,6 +351,11 @@ class _Deletions:
 
 #: Of all connections, as pymilvus does with the times of other changes.
 _deletions = _Deletions()
+
+
+def _code_of(error: Exception) -> Any:
+    code = getattr(error, "code", None)
+    return code() if callable(code) else code
 
 
 def _refuses(text: str) -> bool:

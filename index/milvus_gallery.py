@@ -23,6 +23,7 @@ from index.milvus_schema import Described
 from index.milvus_search import MilvusLive
 from index.model import Model
 from index.runtimes import Runtime
+from index.stores import PhotoPath, open_store
 
 __all__ = ["MilvusParts", "cache_folder", "create", "exists", "keep_model", "open_parts"]
 
@@ -42,7 +43,7 @@ class MilvusParts:
     live: MilvusLive
     notes: Notes
     place: Place
-    photos: Path | None  #: where photos that come over the network are kept
+    photos: PhotoPath | None  #: where photos that come over the network are kept
 
 
 def create(
@@ -54,6 +55,8 @@ def create(
         GalleryError: something of that name is there already, or the server refuses.
         GalleryUnavailableError: the server does not answer.
     """
+    if address.store:
+        open_store(address.store)  # what is wrong with it is found before anything is made
     connection = MilvusConnection(address)
     try:
         place = Place.create(
@@ -106,7 +109,7 @@ def open_parts(address: MilvusAddress, *, runtime: Runtime) -> MilvusParts:
                 f"{model.sha256[:12]}…: it was changed by something else. Build it anew."
             )
         store = address.store or place.notes.get(STORE_NOTE) or ""
-        photos = Path(store) / PHOTOS_FOLDER if store else None
+        photos = open_store(store) / PHOTOS_FOLDER if store else None
         catalog = MilvusCatalog(place, photos)
         live = MilvusLive(place, catalog)
     except BaseException:

@@ -13,11 +13,7 @@ ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t
 
 
 def literal(value: str | int | float | bool | Sequence[str | int]) -> str:
-    r"""A text, a number, a boolean or a list of texts or integers.
-
-    >>> literal(["2.0\\n", 3])
-    '["2.0\\\\n", 3]'
-    """
+    """A text, a number, a boolean, or a list of texts or integers."""
     if isinstance(value, str):
         return f'"{value.translate(ESCAPES)}"'
     if isinstance(value, int | float):

@@ -76,7 +76,7 @@ class Notes:
     def delete(self, *keys: str) -> None:
         """Forget what is under these keys, if there is anything."""
         if keys:
-            self._connection.delete(self._collection, keys)
+            self._connection.delete(self._collection, keys, key="key")
 
     def keys(self, prefix: str = "") -> list[str]:
         """All keys that start with ``prefix``, ascending."""
@@ -124,7 +124,10 @@ class Notes:
         with replace_folder(folder) as fresh:
             for name, size in json.loads(listed).items():
                 chunks = self._texts(f"{prefix}/{name}/", ["text"])
-                data = b"".join(base64.b64decode(text) for text in chunks.values())
+                try:
+                    data = b"".join(base64.b64decode(text) for text in chunks.values())
+                except ValueError:
+                    data = b""
                 if len(data) != size:
                     raise GalleryError(
                         f"{self._connection.address}: {name} has {len(data)} bytes, "

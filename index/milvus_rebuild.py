@@ -6,9 +6,8 @@ once more after the alias was moved, for those who had looked it up before.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from index.errors import GalleryError, GalleryUnavailableError
 from index.milvus_client import MilvusConnection, Row
+from index.milvus_literals import literal
 from index.milvus_place import (
     LOOK_INTERVAL,
     Place,
@@ -101,10 +101,12 @@ def rebuild(
     tell("late changes", 0.97)
     for wait_s in (0.0, LATE_S):
         time.sleep(wait_s)  # nothing tells when the last of them has looked the alias up
-        came, gone, known = _changes(connection, former, known)
+        came, gone, now = _changes(connection, former, known)
         for rows in _read(connection, former, came):
-            _write(connection, fresh, rows, described.dim, embed)
+            late = _not_outrun(connection, fresh, rows, known)
+            _write(connection, fresh, late, described.dim, embed)
         connection.delete(fresh, sorted(gone))
+        known = now
     if number > 1 and connection.has(before):
         connection.call("drop_collection", before)
     tell("done", 1.0)
@@ -130,8 +132,41 @@ def _read(connection: MilvusConnection, collection: str, ids: set[int]) -> Itera
     """The whole rows of these ids, some at a time; those that are gone are passed over."""
     ordered = sorted(ids)
     for start in range(0, len(ordered), PART):
-        part = json.dumps(ordered[start : start + PART])
+        part = literal(ordered[start : start + PART])
         yield connection.query(collection, f"id in {part}", ALL_FIELDS, consistency="Strong")
+
+
+def _not_outrun(
+    connection: MilvusConnection, fresh: str, rows: Sequence[Row], known: Mapping[int, int]
+) -> list[Row]:
+    """Those rows that nobody has changed, removed or replaced in the new collection since.
+
+    Args:
+        connection: to the server.
+        fresh: the new collection.
+        rows: of the former one, which have come or changed there.
+        known: the ids that were copied before.
+    """
+
+    def found(column: str, values: Sequence[int | str], field: str) -> list[Row]:
+        condition = f"{column} in {literal(values)}"
+        return connection.query(fresh, condition, ["id", field], consistency="Strong")
+
+    versions = {
+        row["id"]: row["version"] for row in found("id", [r["id"] for r in rows], "version")
+    }
+    last: dict[tuple[str, str], int] = {}  # file or sku → the greatest id that has it
+    for column in ("file", "sku"):
+        texts = [row[column] for row in rows if row[column]]  # "" is no sku
+        for row in found(column, texts, column) if texts else ():
+            last[column, row[column]] = max(row["id"], last.get((column, row[column]), 0))
+
+    def stands(row: Row) -> bool:
+        if row["id"] in known:
+            return row["id"] in versions and versions[row["id"]] < row["version"]
+        return all(last.get((each, row[each]), 0) < row["id"] for each in ("file", "sku"))
+
+    return [row for row in rows if stands(row)]
 
 
 def _write(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +19,7 @@ from index.errors import GalleryError, InvalidArgumentError
 from index.items import Item, NewItem
 from index.milvus_client import MilvusConnection, Row
 from index.runtimes import Precision
+from index.stores import PhotoPath
 
 __all__ = [
     "ALL_FIELDS",
@@ -95,14 +95,15 @@ class Described:
         """
         try:
             values = json.loads(description)["dscl_gallery"]
+            version = values["format_version"]
+            if version == FORMAT_VERSION:
+                return cls(**values)
         except (ValueError, KeyError, TypeError):
             raise foreign(address) from None
-        if values.get("format_version") != FORMAT_VERSION:
-            raise GalleryError(
-                f"{address} has gallery format {values.get('format_version')}; this release reads "
-                f"{FORMAT_VERSION}. Use the release that made it, or a later one."
-            )
-        return cls(**values)
+        raise GalleryError(
+            f"{address} has gallery format {version}; this release reads {FORMAT_VERSION}. Use the "
+            "release that made it, or a later one."
+        )
 
     def text(self) -> str:
         """What ``parse`` reads."""
@@ -201,7 +202,7 @@ def described_row(label: str | None, sku: str | None, attributes: Mapping[str, A
     }
 
 
-def item_of(row: Row, root: Path) -> Item:
+def item_of(row: Row, root: PhotoPath) -> Item:
     """An item from its row; ``root`` is where its root lies now."""
     return Item(
         id=int(row["id"]),

@@ -173,7 +173,13 @@ class MilvusIndex:
         return [_in_order(hits, limit) for hits in answers]
 
     def _whole(self, query: Vectors, k: int, condition: str, found: _Found) -> tuple[Ids, Vectors]:
-        """The k best, where a tie that goes beyond what was fetched is fetched, too."""
+        """The k best, where a tie that goes beyond what was fetched is fetched, too.
+
+        A graph may give fewer than there are, if a filter lets few through: then all are compared.
+        """
+        if len(found.ids) < k and len(found.ids) < min(k, self.count(condition)):
+            ids, scores = self._by_comparing(query[None], k, condition)
+            return ids[0], scores[0]
         limit = k + SLACK
         while found.crossing and len(found.ids) and _tied(found.scores[k - 1 :]):
             limit *= 4

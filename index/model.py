@@ -31,6 +31,7 @@ from index.runtimes import (
     choose_runtime,
     open_session,
 )
+from index.stores import PhotoPath
 
 __all__ = ["CARD_FILE", "FORMAT_VERSION", "GRAPH_FILE", "LowerPrecision", "Model", "ModelCard"]
 
@@ -248,7 +249,7 @@ class Model:
         """Hex SHA-256 of the fp32 graph, whatever the precision: what a gallery remembers."""
         return self.card.sha256
 
-    def prepare(self, source: bytes | Path) -> NDArray[np.uint8]:
+    def prepare(self, source: bytes | PhotoPath) -> NDArray[np.uint8]:
         """Decode and resize one photo as this model wants it.
 
         Returns:
@@ -260,7 +261,7 @@ class Model:
         pixels, _ = self.prepare_with_area(source)
         return pixels
 
-    def prepare_with_area(self, source: bytes | Path) -> tuple[NDArray[np.uint8], Area]:
+    def prepare_with_area(self, source: bytes | PhotoPath) -> tuple[NDArray[np.uint8], Area]:
         """As ``prepare``, and which part of the photo the model sees.
 
         Raises:

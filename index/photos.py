@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from index.errors import DataError
 from index.images import IMAGE_SUFFIXES
+from index.stores import PhotoPath
 
 __all__ = ["AttributeValue", "Photo", "image_files", "list_photos"]
 
@@ -35,7 +36,7 @@ class Photo:
     as it may have been corrected since.
     """
 
-    root: Path
+    root: PhotoPath
     path: str
     label: str | None = None
     attributes: dict[str, AttributeValue] = field(default_factory=dict)
@@ -43,7 +44,7 @@ class Photo:
     stated: frozenset[str] = frozenset()
 
     @property
-    def file(self) -> Path:
+    def file(self) -> PhotoPath:
         """Where the photo lies."""
         return self.root / self.path
 

@@ -20,6 +20,7 @@ from index.items import Item
 from index.model import Model
 from index.parallel import in_order
 from index.scan import scan
+from index.stores import read_photo
 
 __all__ = ["MigrateReport", "Vectors", "embed_missing", "embed_photo", "refuse_lost"]
 
@@ -127,7 +128,7 @@ def embed_missing(
 def embed_photo(model: Model, item: Item) -> tuple[Item, NDArray[np.float32] | None]:
     """The photo's vector; None if it is not what was indexed, or cannot be read."""
     try:
-        data = item.image.read_bytes()
+        data = read_photo(item.image)
         if sha256_bytes(data) != item.sha256:
             return item, None
         return item, model.embed(model.prepare(data)[None])[0]

@@ -34,6 +34,7 @@ from index.items import UNIT_TOLERANCE, Item, NewItem
 from index.model import Model
 from index.runtimes import Precision
 from index.scan import scan
+from index.stores import PhotoPath, is_remote, place_named
 
 __all__ = ["ExportHeader", "ImportReport", "export_header", "export_items", "import_items"]
 
@@ -437,8 +438,10 @@ def _new_item(
         raise DataError(f"{name}: sku is empty, expected text or null.")
     if not isinstance(attributes, dict | None):
         raise DataError(f"{name}: attributes is {attributes!r}, expected an object.")
-    root, path = Path(fields["root"]), PurePosixPath(fields["path"])
-    if not root.is_absolute() or path.is_absolute() or ".." in path.parts or not path.parts:
+    name_of_root, path = fields["root"], PurePosixPath(fields["path"])
+    root = place_named(name_of_root, Path())
+    absolute = is_remote(root) or Path(name_of_root).is_absolute()
+    if not absolute or path.is_absolute() or ".." in path.parts or not path.parts:
         raise DataError(
             f"{name}: path {fields['path']} does not lie below root {fields['root']}, or that is "
             "no absolute path."
@@ -463,7 +466,7 @@ class _Seen:
         self.rows = 0
         self._source = source
         self._types: dict[str, FieldType] = gallery.fields()
-        self._paths: set[Path] = set()
+        self._paths: set[PhotoPath] = set()
         self._external_ids: set[str] = set()
 
     def check(self, items: list[NewItem]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from index import Gallery
 from index.address import GalleryAddress
-from index.errors import DsclError
+from index.errors import DsclError, StoreError
 from service.batching import WorkerPool
 from service.errors import NotReadyError
 from service.job_states import FolderStates, JobsFolderError, JobStates, MemoryStates, NotesStates
@@ -86,6 +86,8 @@ class Engine:
             "photo", workers=settings.threads, queue_limit=settings.queue_limit
         )
         self._reads = WorkerPool("read", workers=2, queue_limit=1000)
+        # They wait for a network, so there are more, and a store that hangs holds up no list.
+        self._fetches = WorkerPool("fetch", workers=8, queue_limit=1000)
         # One after another: there is one writer.
         self._writes = WorkerPool("write", workers=1, queue_limit=settings.queue_limit)
         self._evaluations = WorkerPool("evaluate", workers=1, queue_limit=8)
@@ -104,7 +106,14 @@ class Engine:
         """Stop the jobs and the threads, and close the gallery."""
         if self._jobs is not None:
             self._jobs.close()
-        for pool in (self._photos, self._reads, self._writes, self._evaluations, self._reloads):
+        for pool in (
+            self._photos,
+            self._reads,
+            self._fetches,
+            self._writes,
+            self._evaluations,
+            self._reloads,
+        ):
             pool.close()
         if self._writer is not None:
             self._writer.close()
@@ -172,6 +181,12 @@ class Engine:
     ) -> T:
         """``call(gallery, …)`` on a thread for short reads of catalog and files."""
         return await self._on(self._reads, call, *args, **kwargs)
+
+    async def fetch(
+        self, call: Callable[Concatenate[Gallery, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """``call(gallery, …)`` on a thread for photos that lie in a store, not on this machine."""
+        return await self._on(self._fetches, call, *args, **kwargs)
 
     async def write(
         self, call: Callable[Concatenate[Gallery, P], T], *args: P.args, **kwargs: P.kwargs
@@ -274,8 +289,12 @@ class Engine:
             nonlocal swept
             writable = Gallery.open(path, writable=True, runtime=self.settings.runtime)
             if not swept:
-                PhotoStore.of(writable).sweep(writable)
-                swept = True
+                try:
+                    PhotoStore.of(writable).sweep(writable)
+                except StoreError as error:  # labels can be changed all the same
+                    logger.warning("%s What a crash may have left there stays.", error)
+                else:
+                    swept = True
             return writable
 
         self._writer = Writer(open_to_change) if self.settings.writes else None

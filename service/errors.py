@@ -76,6 +76,7 @@ STATUS = {
     "rate_limited": 429,
     "request_timeout": 503,
     "scope_missing": 403,
+    "store_unreachable": 503,
     "too_many_files": 413,
     "url_forbidden": 403,
     "url_invalid": 422,

@@ -6,7 +6,6 @@ Takes the open gallery first, as ``Engine.photo`` gives it. Nothing here knows H
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from index import Gallery
 from index.errors import DsclError
 from index.images import Area
 from index.regions import Explanation, similar_regions
+from index.stores import PhotoPath
 
 __all__ = ["Explained", "RegionsMissingError", "explain"]
 
@@ -51,6 +51,7 @@ def explain(gallery: Gallery, query: bytes | int, result: int) -> Explained:
         RegionsMissingError: the model cannot tell.
         ItemNotFoundError: no such item.
         ImageError: a photo cannot be used, or the file of an item is gone.
+        StoreError: the store that holds it does not answer.
     """
     model = gallery.model
     reader = model.regions()
@@ -74,6 +75,6 @@ def explain(gallery: Gallery, query: bytes | int, result: int) -> Explained:
     )
 
 
-def _file(gallery: Gallery, item_id: int) -> Path:
+def _file(gallery: Gallery, item_id: int) -> PhotoPath:
     [item] = gallery.get([item_id])
     return item.image

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
-from pathlib import Path
 
 from PIL import Image
 
 from index.images import decode, resize
+from index.stores import PhotoPath
 
 __all__ = ["LARGEST", "SMALLEST", "Thumbnails", "make_thumbnail"]
 
@@ -31,7 +31,7 @@ class Thumbnails:
         self._made: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._bytes = 0
 
-    def get(self, photo: Path, sha256: str, size: int) -> bytes:
+    def get(self, photo: PhotoPath, sha256: str, size: int) -> bytes:
         """A photo's thumbnail as JPEG.
 
         Args:
@@ -41,6 +41,7 @@ class Thumbnails:
 
         Raises:
             ImageError: the file cannot be read or decoded.
+            StoreError: the store that holds it does not answer.
         """
         key = (sha256, size)
         with self._lock:
@@ -56,11 +57,12 @@ class Thumbnails:
         return made
 
 
-def make_thumbnail(photo: Path, size: int) -> bytes:
+def make_thumbnail(photo: PhotoPath, size: int) -> bytes:
     """A photo, upright, as a JPEG whose longer side has ``size`` pixels; never enlarged.
 
     Raises:
         ImageError: the file cannot be read or decoded.
+        StoreError: the store that holds it does not answer.
     """
     pixels = decode(photo, at_least=(size, size))
     height, width = pixels.shape[:2]

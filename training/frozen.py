@@ -63,7 +63,7 @@ def export_frozen(
     network.check_size(side)
     whitening = loader = None
     if whiten_on is not None:
-        files = tuple(photo.file for photo in list_photos(whiten_on))
+        files = tuple(Path(str(photo.file)) for photo in list_photos(whiten_on))
         unlabelled = Photos(paths=files, labels=np.zeros(len(files), np.int64), classes=("",))
         photos, _ = check_photos(unlabelled)
         loader = PhotoLoader(photos, height=side, width=side, mode=resize)

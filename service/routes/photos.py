@@ -12,6 +12,7 @@ from fastapi.responses import FileResponse
 
 from index import Gallery
 from index.errors import ImageError
+from index.stores import PhotoPath, is_remote, read_photo, stamp_of
 from service.dependencies import EngineDep
 from service.errors import problems
 from service.media_types import HEAD_BYTES, media_type
@@ -43,6 +44,11 @@ async def item_image(request: Request, engine: EngineDep, item_id: ItemId) -> Re
     headers = _headers(photo.etag)
     if _known(request, photo.etag):
         return Response(status_code=304, headers=headers)
+    if isinstance(photo, _StoredPhoto):
+        data = await engine.fetch(_fetched, photo)
+        # Ranges would be no gain: the photo is here whole before its first byte is sent.
+        kind = media_type(data[:HEAD_BYTES])
+        return Response(data, media_type=kind, headers={**headers, "Accept-Ranges": "none"})
     return FileResponse(
         photo.path, media_type=photo.media_type, stat_result=photo.stat, headers=headers
     )
@@ -72,7 +78,8 @@ async def item_thumbnail(
     headers = _headers(etag)
     if _known(request, etag):
         return Response(status_code=304, headers=headers)
-    data = await engine.read(_thumbnail, item_id, size)
+    on_a_thread = engine.fetch if is_remote(item.image) else engine.read
+    data = await on_a_thread(_thumbnail, item_id, size)
     return Response(data, media_type="image/jpeg", headers=headers)
 
 
@@ -84,36 +91,57 @@ class _Photo:
     etag: str
 
 
-def _photo(gallery: Gallery, item_id: int) -> _Photo:
+@dataclass(frozen=True)
+class _StoredPhoto:
+    """A photo that lies in a store; what is under its name never changes."""
+
+    item_id: int
+    place: PhotoPath
+    etag: str
+
+
+def _photo(gallery: Gallery, item_id: int) -> _Photo | _StoredPhoto:
     """The file of an item; its path comes from the catalog, never from a request."""
     [item] = gallery.get([item_id])
+    image = item.image
+    if is_remote(image):
+        etag = f'"{item.sha256[:16]}-{item.mtime_ns:x}-{item.size:x}"'
+        return _StoredPhoto(item_id, image, etag)
     try:
-        with item.image.open("rb") as file:
+        with image.open("rb") as file:
             stat = os.fstat(file.fileno())
             head = file.read(HEAD_BYTES)
     except OSError as error:
         raise _missing(item_id, error) from error
     return _Photo(
-        path=item.image,
+        path=image,
         stat=stat,
         media_type=media_type(head),
         etag=f'"{item.sha256[:16]}-{stat.st_mtime_ns:x}-{stat.st_size:x}"',
     )
 
 
+def _fetched(_: Gallery, photo: _StoredPhoto) -> bytes:
+    try:
+        return read_photo(photo.place)
+    except OSError as error:
+        raise _missing(photo.item_id, error) from error
+
+
 def _thumbnail(gallery: Gallery, item_id: int, size: int) -> bytes:
     [item] = gallery.get([item_id])
     try:
-        item.image.stat()
+        stamp_of(item.image)
     except OSError as error:
         raise _missing(item_id, error) from error
     return thumbnails.get(item.image, item.sha256, size)
 
 
 def _missing(item_id: int, error: OSError) -> ImageError:
+    reason = error.strerror or "no such object"
     return ImageError(
         "image_missing",
-        f"the photo of item {item_id} cannot be read ({error.strerror}): the file was moved or "
+        f"the photo of item {item_id} cannot be read ({reason}): the file was moved or "
         "deleted after it was indexed. Put it back, or remove the item.",
     )
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from index.address import MilvusAddress, parse_address
+from index.milvus_gallery import CACHE_VARIABLE
 from scripts.check_deploy import CHECKS, MissingToolError, dashboard_queries, run
 from scripts.run_dockerfile import stages
 from service.app import create_app
@@ -56,8 +58,7 @@ def test_what_is_deployed_is_right_by_the_program_that_reads_it(check: str) -> N
         ("Dockerfile", "Dockerfile", "WORKDIR /app", "WORKDIR app", "DL3000"),
         ("Dockerfile", "Dockerfile", "python:3.11-slim-bookworm", "python", "DL3006"),
         ("Compose", "docker-compose.yml", "networks: [front]", "network: [front]", "network"),
-        ("Compose", "docker-compose.yml", "prometheus:v3.5.0", "prometheus:latest",
-         "names no version"),
+        ("Compose", "docker-compose.yml", "milvus:v2.5.12", "milvus:latest", "names no version"),
         ("Compose", "docker-compose.yml", "127.0.0.1:3000", "3000", "open to other machines"),
         ("Kubernetes", "deploy/kubernetes/deployment.yaml", "args:", "argz:", "argz"),
         ("Kubernetes", "deploy/kubernetes/autoscaler.yaml", "minReplicas: 2", "minReplicas: few",
@@ -101,7 +102,8 @@ def deployed_settings() -> Iterator[str]:
 def test_every_setting_that_is_deployed_is_one_of_the_services() -> None:
     named = {name.lower() for name in deployed_settings()}
     assert {"gallery", "keys_file", "insecure"} <= named
-    assert named <= set(Settings.model_fields)
+    # The other is not of the service alone: every command that opens a gallery goes by it.
+    assert named <= {*Settings.model_fields, CACHE_VARIABLE.removeprefix("DSCL_").lower()}
 
 
 def test_every_figure_that_is_asked_for_is_one_that_the_service_tells() -> None:
@@ -153,20 +155,22 @@ def test_services_of_ours_can_write_nowhere_but_to_volumes_and_have_no_rights() 
         assert "/tmp" in service["tmpfs"], name
 
 
-def test_compose_alone_serves_a_folder_and_scale_two_more_that_only_read_it() -> None:
+def test_compose_alone_serves_a_folder_and_scale_serves_milvus_twice() -> None:
     assert set(composed()) == {"dscl"}
     services = composed("scale")
     assert services["replica"]["deploy"]["replicas"] == 2
-    assert "--read-only" in services["replica"]["command"]
-    folder = {
-        name: [each["source"] for each in service["volumes"] if each["target"] == "/data/gallery"]
-        for name, service in services.items()
-        if name != "proxy"
-    }
-    assert folder["replica"] == folder["dscl"]
-    # The replicas are reached through the proxy alone.
+    command = services["replica"]["command"]
+    address = parse_address(command[command.index("--gallery") + 1])
+    assert isinstance(address, MilvusAddress)
+    assert (address.host, address.port) == ("milvus", 19530)
+    # Where the replicas' photos go is a volume that they share.
+    [photos] = [v for v in services["replica"]["volumes"] if v["target"] == address.store]
+    assert photos["type"] == "volume"
+    # Only the proxy can be reached, and Milvus only by those that are in its network.
     published = {name for name, service in services.items() if service.get("ports")}
     assert published == {"dscl", "proxy"}
+    inside = {name for name, service in services.items() if "store" in service["networks"]}
+    assert inside == {"replica", "milvus", "etcd", "object-store"}
 
 
 def test_images_run_as_a_user_without_a_name_which_kubernetes_knows() -> None:
@@ -201,7 +205,7 @@ def test_probes_ask_what_the_service_answers(gallery_folder: Path) -> None:
         assert asked["path"] in paths
         assert asked["port"] == port["name"]
     assert port["containerPort"] == Settings.model_fields["port"].default
-    # A process without its gallery is not to be restarted.
+    # A process that Milvus has left alone is not to be restarted.
     assert container["livenessProbe"]["httpGet"]["path"] == "/health/live"
     longest = Settings.model_fields["request_timeout_s"].default
     pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]

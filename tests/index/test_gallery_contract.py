@@ -34,7 +34,7 @@ from index.errors import (
     ItemNotFoundError,
     ModelMismatchError,
 )
-from index.gallery import MAX_K, expect_model
+from index.gallery import MAX_K, expect_model, is_there
 from index.items import KEEP
 from tests.index.filter_language import (
     FIELDS,
@@ -1056,6 +1056,27 @@ def test_info_counts(place, gallery, filled):
     assert not gallery.is_at(Path("/elsewhere"))
 
 
+# Copies
+
+
+def test_items_that_are_put_keep_the_ids_they_are_given(real, gallery):
+    [before] = gallery.add(items(unit(1), prefix="before-"))
+    vectors = unit(4)
+    pairs = [(before + 2**20 + 3 * n, each) for n, each in enumerate(items(vectors))]
+    gallery.put(pairs)
+    ids = [item_id for item_id, _ in pairs]
+    assert gallery.ids().tolist() == [before, *ids]
+    assert gallery.vectors(ids).tolist() == vectors.tolist()
+    assert [each.path for each in gallery.get(ids)] == [each.path for _, each in pairs]
+    assert_refused(
+        gallery,
+        InvalidArgumentError,
+        lambda: gallery.put([(ids[-1] + 1, item("x.jpg", unit(2)[0] * 2))]),
+    )
+    assert [each for page in gallery.scan() for each in page] == gallery.items()
+    assert [each.id for page in gallery.scan(after=ids[1]) for each in page] == ids[2:]
+
+
 # Making
 
 
@@ -1071,6 +1092,7 @@ def test_what_is_there_already_is_refused_and_left_alone(real, gallery, model):
     before = content(gallery)
     with pytest.raises(GalleryError, match="exists already"):
         Gallery.create(gallery.path, model)
+    assert is_there(gallery.path)
     assert content(gallery) == before
     with real.open(gallery) as again:
         assert content(again) == before

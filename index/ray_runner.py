@@ -1,0 +1,189 @@
+"""Shards embedded by a Ray cluster, through Ray Data.
+
+Each shard is a task of its own, not a call of an actor: a task whose machine is lost runs again on
+any other, while the calls of an actor wait until there is room for that actor. Tasks run in
+processes that stay, so that the model is loaded once in each all the same.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import socket
+from collections.abc import Generator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from index.errors import DsclError, ShardError
+from index.parallel import check_workers
+from index.shard_runner import ShardEmbedder
+from index.shards import Work
+
+__all__ = ["RayRunner", "check_ray"]
+
+INSTALL_RAY = "pip install 'dscl-retrieval[ray]'"
+
+#: Seconds in which a cluster's head answers.
+PATIENCE = 10
+
+#: How often a shard is tried again elsewhere. Some photo may kill whatever decodes it.
+RETRIES = 5
+
+#: Bytes that a local cluster keeps for objects: ours are numbers of shards.
+OBJECT_STORE = 128 * 2**20
+
+
+def check_ray() -> None:
+    """Refuse to go on without Ray.
+
+    Raises:
+        ShardError: Ray, or what Ray Data needs, is not installed.
+    """
+    for module in ("ray", "pandas", "pyarrow"):
+        if importlib.util.find_spec(module) is None:
+            raise ShardError(
+                f"engine ray needs {module}, which is not installed: {INSTALL_RAY}. "
+                "Or use engine processes, which needs nothing more."
+            )
+
+
+class RayRunner:
+    """Runs shards on a cluster, or on one that is started here and ends with the ``with`` block."""
+
+    def __init__(self, *, address: str | None = None, workers: int | None = None) -> None:
+        """Nothing is started yet.
+
+        Args:
+            address: HOST:PORT of the cluster's head; default: ``RAY_ADDRESS``, else a cluster of
+                this machine alone.
+            workers: shards at a time; default: the cluster's CPUs.
+
+        Raises:
+            ShardError: Ray is not installed.
+            InvalidArgumentError: less than one worker.
+        """
+        check_ray()
+        self._address = address or os.environ.get("RAY_ADDRESS") or "local"
+        self._wanted = None if workers is None else check_workers(workers)
+
+    def __enter__(self) -> Self:
+        """Connect.
+
+        Raises:
+            ShardError: the cluster cannot be reached or used.
+        """
+        _check_address(self._address)
+        import ray
+
+        settings: dict[str, Any] = {}
+        if self._address == "local":
+            # Nothing is sent anywhere, and nothing listens beyond what the work needs.
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            settings = {
+                "num_cpus": check_workers(self._wanted),
+                "object_store_memory": OBJECT_STORE,
+                "include_dashboard": False,
+            }
+        try:
+            ray.init(
+                address=self._address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **settings,
+            )
+        except Exception as error:  # Ray has no common class for what goes wrong here
+            raise ShardError(
+                f"the Ray cluster at {self._address} cannot be used: {error}. Expected HOST:PORT "
+                "of its head, with the same versions of Ray and Python, on a machine that belongs "
+                "to it (`ray start`)."
+            ) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        import ray
+
+        ray.shutdown()
+
+    @property
+    def workers(self) -> int:
+        """How many shards are embedded at a time."""
+        if self._wanted is not None:
+            return self._wanted
+        import ray
+
+        return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def run(self, work: Work, numbers: Sequence[int]) -> Generator[int, None, None]:
+        """See ``index.shard_runner.Runner``."""
+        import ray
+        import ray.data
+
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        shards = ray.data.from_items(
+            [{"folder": str(work.path), "shard": number} for number in numbers],
+            override_num_blocks=len(numbers),
+        )
+        results = shards.map(
+            _embed,
+            compute=ray.data.TaskPoolStrategy(self.workers),
+            num_cpus=1,
+            ray_remote_args_fn=_remote_options,
+        )
+        try:
+            for row in results.iter_rows():
+                if row["error"]:
+                    raise ShardError(row["error"])
+                yield int(row["shard"])
+        except ray.exceptions.RayError as error:
+            last = str(error).strip().splitlines()[-1]
+            raise ShardError(
+                f"the Ray run failed ({type(error).__name__}: {last}). What was embedded is kept: "
+                "the same command goes on."
+            ) from error
+
+
+def _check_address(address: str) -> None:
+    """Refuse at once what Ray would wait for."""
+    host, colon, port = address.rpartition(":")
+    if address in ("local", "auto"):
+        return
+    if not (colon and host and port.isdecimal()) or "/" in host:
+        raise ShardError(
+            f"the address of the Ray cluster is {address!r}: expected HOST:PORT of its head, such "
+            "as 10.0.0.1:6379, or auto for the cluster that this machine belongs to."
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise ShardError(
+            f"no Ray cluster answers at {address}: {error}. Start its head by `ray start --head "
+            "--port 6379`, or leave --address and RAY_ADDRESS out for a local one."
+        ) from error
+
+
+def _remote_options() -> dict[str, Any]:
+    return {"max_retries": RETRIES}
+
+
+@lru_cache(maxsize=1)
+def _embedder(folder: str) -> ShardEmbedder:
+    return ShardEmbedder(Path(folder))
+
+
+def _embed(row: dict[str, Any]) -> dict[str, Any]:
+    """In a process of the cluster: embed the shard that the row names."""
+    try:
+        _embedder(row["folder"]).embed(row["shard"])
+    except DsclError as error:
+        return {"shard": row["shard"], "error": f"on {socket.gethostname()}: {error}"}
+    return {"shard": row["shard"], "error": ""}
