@@ -18,7 +18,8 @@ from index.address import GalleryAddress
 from index.errors import DsclError, StoreError
 from service.batching import WorkerPool
 from service.errors import NotReadyError
-from service.jobs import Jobs, JobsFolderError
+from service.job_states import FolderStates, JobsFolderError, JobStates, MemoryStates, NotesStates
+from service.jobs import Jobs
 from service.photo_store import PhotoStore
 from service.served import RetiredError, Served
 from service.settings import Settings
@@ -297,13 +298,20 @@ class Engine:
             return writable
 
         self._writer = Writer(open_to_change) if self.settings.writes else None
-        folder = path / "jobs" if isinstance(path, Path) and self.settings.writes else None
+        self._jobs = Jobs(self._job_states(gallery))
+        self._served = Served(gallery)
+
+    def _job_states(self, gallery: Gallery) -> JobStates:
+        if not self.settings.writes:
+            return MemoryStates()
+        if gallery.notes is not None:
+            return NotesStates(gallery.notes)
+        assert isinstance(gallery.path, Path)  # or it would have notes
         try:
-            self._jobs = Jobs(folder)
+            return FolderStates(gallery.path / "jobs")
         except JobsFolderError as error:
             logger.warning("%s Jobs are kept in memory.", error)
-            self._jobs = Jobs(None)
-        self._served = Served(gallery)
+            return MemoryStates()
 
     def _reload(self, path: GalleryAddress | None) -> Reloaded:
         began = time.monotonic()

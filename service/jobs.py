@@ -1,13 +1,13 @@
 """``Jobs``: long work beside the requests, with progress, cancelling and results that are kept.
 
-A job's state is a file, so that what was done, and what a crash interrupted, is known after the
-service has started again. What the jobs do is said elsewhere; HTTP is not known here.
+``service.job_states`` keeps the states, so that what was done, and what a crash interrupted, is
+known after the service has started again, and to its other replicas. What the jobs do is said
+elsewhere; HTTP is not known here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import threading
 import time
@@ -15,28 +15,26 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import IO, Any, get_args
+from typing import Any, get_args
 
-from pydantic import ValidationError
-
-from index.errors import DsclError
-from index.files import write_atomically
+from index.errors import DsclError, GalleryUnavailableError
 from service.errors import OverloadedError
+from service.job_states import KEPT, JobStates, MemoryStates, interrupted
 from service.metrics import set_jobs
 from service.schemas.jobs import Job, JobProblem, JobProgress, JobState
 
-__all__ = ["JobCancelledError", "JobNotFoundError", "Jobs", "JobsFolderError", "Progress", "Work"]
+__all__ = ["JobCancelledError", "JobNotFoundError", "Jobs", "Progress", "Work"]
 
 logger = logging.getLogger(__name__)
-
-#: Ended jobs that are kept; the oldest are forgotten.
-KEPT = 100
 
 #: Seconds between two writes of a running job's progress, and between two tellings of it.
 SAVE_EVERY_S = 1.0
 TELL_EVERY_S = 0.1
+
+#: Seconds between two looks at a job that another process runs, for those who watch it.
+LOOK_EVERY_S = 1.0
 
 #: Called with (done, total, stage).
 Progress = Callable[[int, int, str], None]
@@ -57,29 +55,21 @@ class JobCancelledError(DsclError):
     code = "job_cancelled"
 
 
-class JobsFolderError(DsclError):
-    """A folder of jobs that this process cannot use."""
-
-    code = "jobs_folder_invalid"
-
-
 class Jobs:
     """Jobs on threads of their own, with a bounded queue. Safe to use from any thread."""
 
-    def __init__(self, folder: Path | None, *, threads: int = 1, limit: int = 8) -> None:
+    def __init__(
+        self, states: JobStates | None = None, *, threads: int = 1, limit: int = 8
+    ) -> None:
         """Take in what is known of earlier jobs; those that had not ended are ``interrupted``.
 
         Args:
-            folder: where their states are kept; one process at a time may use it. None keeps them
-                in memory, for a process that must not write.
+            states: where their states are kept, closed with this; None keeps them in memory, for a
+                process that must not write.
             threads: jobs that run at a time.
             limit: jobs that may wait beyond those.
-
-        Raises:
-            JobsFolderError: another process uses the folder, or it cannot be written to.
         """
-        self._folder = folder
-        self._claim = None if folder is None else _claim(folder)
+        self._states: JobStates = MemoryStates() if states is None else states
         self._limit = threads + limit
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="job")
         self._lock = threading.RLock()
@@ -89,8 +79,11 @@ class Jobs:
         self._listeners: dict[str, list[Callable[[], None]]] = {}
         self._stopping = False
         self._silent = False
-        if folder is not None:
-            self._load(folder)
+        for job in self._states.load():
+            self._jobs[job.id] = job
+            if not job.ended:
+                self._end(job, state="interrupted", problem=interrupted())
+        self._states.watch_cancels(self._cancel_own)
 
     def start(self, kind: str, work: Work) -> Job:
         """Queue a job.
@@ -104,22 +97,27 @@ class Jobs:
 
         Raises:
             OverloadedError: too many jobs wait already.
+            GalleryUnavailableError: the server that its state is to be kept on does not answer.
         """
+        job = Job(id=uuid.uuid4().hex, kind=kind, state="queued", created=datetime.now(UTC))
+        self._take_place(job.id)
+        try:
+            self._states.begin(job)
+        except BaseException:
+            with self._lock:
+                del self._cancels[job.id]
+            raise
         with self._lock:
-            if self._stopping or len(self._cancels) >= self._limit:
-                raise OverloadedError(
-                    f"{len(self._cancels)} jobs are running or waiting, and no more are taken: try "
-                    "again when one of them has ended."
-                )
-            job = Job(id=uuid.uuid4().hex, kind=kind, state="queued", created=datetime.now(UTC))
             self._save(job)
-            self._cancels[job.id] = threading.Event()
-            self._executor.submit(self._run, job.id, work)
+            if self._stopping:
+                self._end(job, state="interrupted", problem=interrupted())
+            else:
+                self._executor.submit(self._run, job.id, work)
         return job
 
     @property
     def busy(self) -> bool:
-        """Whether a job is running or waiting."""
+        """Whether a job is running or waiting in this process."""
         with self._lock:
             return bool(self._cancels)
 
@@ -128,19 +126,23 @@ class Jobs:
 
         Raises:
             JobNotFoundError: no such job.
+            GalleryUnavailableError: the server that knows of jobs of other processes does not
+                answer. So below.
         """
-        with self._lock:
-            if job_id not in self._jobs:
-                raise JobNotFoundError(
-                    f"no job {job_id[:64]!r}: GET /jobs lists those there are. The last {KEPT} are "
-                    "kept."
-                )
-            return self._jobs[job_id]
+        job = self._own(job_id) or self._states.other(job_id)
+        if job is None:
+            raise JobNotFoundError(
+                f"no job {job_id[:64]!r}: GET /jobs lists those there are. The last {KEPT} are "
+                "kept."
+            )
+        return job
 
     def list(self) -> list[Job]:
         """All jobs that are kept, the newest first."""
+        others = {job.id: job for job in self._states.others()}
         with self._lock:
-            return sorted(self._jobs.values(), key=lambda job: job.created, reverse=True)
+            known = others | self._jobs  # what this process runs it knows best
+        return sorted(known.values(), key=lambda job: job.created, reverse=True)
 
     def cancel(self, job_id: str) -> Job:
         """Ask a job to stop, which may take it a moment; one that has ended stays as it is.
@@ -148,18 +150,17 @@ class Jobs:
         Raises:
             JobNotFoundError: no such job.
         """
-        with self._lock:
-            job = self.get(job_id)
-            if job.state == "queued":
-                self._end(job, state="cancelled")
-            elif job.state == "running":
-                self._cancels[job_id].set()
-            return self.get(job_id)
+        if self._own(job_id) is not None:
+            self._cancel_own(job_id)
+        elif not self.get(job_id).ended:
+            self._states.cancel_other(job_id)
+        return self.get(job_id)
 
     async def watch(self, job_id: str) -> AsyncIterator[Job]:
         """The job as it is now, and again after it has changed, until it has ended.
 
-        Changes in quick succession come as one. Also ends when ``end_watching`` is called.
+        Changes in quick succession come as one. Also ends when ``end_watching`` is called. While a
+        server that knows of it does not answer, a job of another process does not change.
 
         Raises:
             JobNotFoundError: no such job.
@@ -170,18 +171,24 @@ class Jobs:
         def listener() -> None:
             loop.call_soon_threadsafe(changed.set)
 
-        self.get(job_id)
+        job = await self._look(job_id)
         with self._lock:
             self._listeners.setdefault(job_id, []).append(listener)
         try:
+            told = None
             while True:
                 changed.clear()
-                job = self.get(job_id)
-                yield job
+                with suppress(GalleryUnavailableError):
+                    job = await self._look(job_id)
+                if job != told or self._silent:
+                    yield job
+                told = job
                 if job.ended or self._silent:
                     return
-                await changed.wait()
-                await asyncio.sleep(TELL_EVERY_S)
+                with suppress(TimeoutError):
+                    own = self._own(job_id) is not None
+                    await asyncio.wait_for(changed.wait(), None if own else LOOK_EVERY_S)
+                    await asyncio.sleep(TELL_EVERY_S)
         finally:
             with self._lock:
                 self._listeners[job_id].remove(listener)
@@ -201,24 +208,39 @@ class Jobs:
             self._stopping = True
             for job_id, cancel in list(self._cancels.items()):
                 cancel.set()
-                if (job := self._jobs[job_id]).state == "queued":
-                    self._end(job, state="interrupted", problem=_interrupted())
+                job = self._jobs.get(job_id)
+                if job is not None and job.state == "queued":
+                    self._end(job, state="interrupted", problem=interrupted())
         self._executor.shutdown(cancel_futures=True)
-        if self._claim is not None:
-            self._claim.close()
+        self._states.close()
 
     # Inside
 
-    def _load(self, folder: Path) -> None:
-        for file in folder.glob("*.json"):
-            try:
-                job = Job.model_validate_json(file.read_bytes())
-            except ValidationError:
-                logger.exception("%s is no job's state: left alone", file)
-                continue
-            self._jobs[job.id] = job
-            if not job.ended:
-                self._end(job, state="interrupted", problem=_interrupted())
+    def _take_place(self, job_id: str) -> None:
+        with self._lock:
+            if self._stopping or len(self._cancels) >= self._limit:
+                raise OverloadedError(
+                    f"{len(self._cancels)} jobs are running or waiting, and no more are taken: try "
+                    "again when one of them has ended."
+                )
+            self._cancels[job_id] = threading.Event()
+
+    def _own(self, job_id: str) -> Job | None:
+        with self._lock:
+            return self._jobs.get(job_id)
+
+    async def _look(self, job_id: str) -> Job:
+        """``get``, without holding up the event loop where a server is asked."""
+        own = self._own(job_id)
+        return await asyncio.to_thread(self.get, job_id) if own is None else own
+
+    def _cancel_own(self, job_id: str) -> None:
+        with self._lock:
+            job = self._jobs.get(job_id)
+            if job is not None and job.state == "queued":
+                self._end(job, state="cancelled")
+            elif job is not None and job.state == "running":
+                self._cancels[job_id].set()
 
     def _run(self, job_id: str, work: Work) -> None:
         with self._lock:
@@ -237,7 +259,7 @@ class Jobs:
             result = work(progress, cancel.is_set)
         except JobCancelledError:
             if self._stopping:
-                self._end(job, state="interrupted", problem=_interrupted())
+                self._end(job, state="interrupted", problem=interrupted())
             else:
                 self._end(job, state="cancelled")
         except DsclError as error:
@@ -264,7 +286,7 @@ class Jobs:
 
     def _end(self, job: Job, **changes: object) -> None:
         with self._lock:
-            job = self.get(job.id)
+            job = self._jobs[job.id]
             self._save(job.model_copy(update={**changes, "finished": datetime.now(UTC)}))
             self._cancels.pop(job.id, None)
             self._saved.pop(job.id, None)
@@ -272,12 +294,7 @@ class Jobs:
 
     def _save(self, job: Job) -> Job:
         with self._lock:
-            if self._folder is not None:
-                file = self._folder / f"{job.id}.json"
-                try:
-                    write_atomically(file, job.model_dump_json(indent=1).encode())
-                except OSError:  # the work itself matters more than what is known of it later
-                    logger.exception("%s cannot be written: the state is in memory only", file)
+            self._states.save(job)
             self._jobs[job.id] = job
             self._saved[job.id] = time.monotonic()
             self._tell(job.id)
@@ -286,35 +303,11 @@ class Jobs:
         return job
 
     def _forget(self) -> None:
-        ended = [job for job in self.list() if job.ended]
-        for job in ended[KEPT:]:
-            if self._folder is not None:
-                (self._folder / f"{job.id}.json").unlink(missing_ok=True)
+        newest = sorted(self._jobs.values(), key=lambda job: job.created, reverse=True)
+        for job in [job for job in newest if job.ended][KEPT:]:
+            self._states.forget(job.id)
             del self._jobs[job.id]
 
     def _tell(self, job_id: str) -> None:
         for listener in self._listeners.get(job_id, []):
             listener()
-
-
-def _interrupted() -> JobProblem:
-    return JobProblem(
-        code="interrupted",
-        detail="the service stopped before the job was through: send the request again. What was "
-        "done is kept.",
-    )
-
-
-def _claim(folder: Path) -> IO[str]:
-    """An open file that keeps other processes from using the folder."""
-    try:
-        folder.mkdir(exist_ok=True)
-        file = (folder / "lock").open("a", encoding="utf-8")
-    except OSError as error:
-        raise JobsFolderError(f"{folder} cannot be written to ({error.strerror}).") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise JobsFolderError(f"another service keeps its jobs in {folder}.") from None
-    return file

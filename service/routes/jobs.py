@@ -26,7 +26,7 @@ async def known_job(
     engine: EngineDep, job_id: Annotated[str, PathParameter(description="The job's id.")]
 ) -> Job:
     """The job of a path. Raises JobNotFoundError."""
-    return engine.jobs.get(job_id)
+    return await engine.read(lambda _: engine.jobs.get(job_id))
 
 
 JobDep = Annotated[Job, Depends(known_job)]
@@ -34,8 +34,11 @@ JobDep = Annotated[Job, Depends(known_job)]
 
 @router.get("", operation_id="list_jobs", dependencies=READ, responses=problems(503))
 async def list_jobs(engine: EngineDep) -> JobList:
-    """Jobs that run or wait, and the last 100 that have ended; the newest first."""
-    return JobList(jobs=engine.jobs.list())
+    """Jobs that run or wait, and the last 100 that have ended; the newest first.
+
+    Of a gallery on Milvus they are those of all replicas of the service.
+    """
+    return JobList(jobs=await engine.read(lambda _: engine.jobs.list()))
 
 
 @router.get("/{job_id}", operation_id="get_job", dependencies=READ, responses=problems(404, 503))
@@ -67,6 +70,7 @@ async def job_events(engine: EngineDep, job: JobDep) -> AsyncIterator[ServerSent
 async def cancel_job(engine: EngineDep, job: JobDep) -> Job:
     """Stop a job. What it has done stays; one that has ended already stays as it is.
 
-    A running job stops at its next step, so it may still be `running` in the answer.
+    A running job stops at its next step, and one that another replica runs some seconds later, so
+    it may still be `running` in the answer.
     """
     return await engine.read(lambda _: engine.jobs.cancel(job.id))

@@ -13,7 +13,8 @@ import pytest
 
 from index.errors import InvalidArgumentError
 from service.errors import OverloadedError
-from service.jobs import KEPT, JobCancelledError, JobNotFoundError, Jobs, Progress
+from service.job_states import KEPT, FolderStates
+from service.jobs import JobCancelledError, JobNotFoundError, Jobs, Progress
 from service.schemas import Job
 from tests.service.running import DEADLINE_S, clean_environment, eventually
 
@@ -22,7 +23,7 @@ Cancelled = Callable[[], bool]
 
 @pytest.fixture
 def jobs(tmp_path: Path) -> Iterator[Jobs]:
-    jobs = Jobs(tmp_path, limit=2)
+    jobs = Jobs(FolderStates(tmp_path), limit=2)
     yield jobs
     jobs.close()
 
@@ -122,13 +123,13 @@ def test_an_unknown_job_is_not_found(jobs: Jobs) -> None:
 
 
 def test_results_are_there_after_a_restart_and_only_the_last_are_kept(tmp_path: Path) -> None:
-    jobs = Jobs(tmp_path)
+    jobs = Jobs(FolderStates(tmp_path))
     made = []
     for number in range(KEPT + 3):
         made.append(jobs.start("quick", lambda progress, cancelled, n=number: {"n": n}))
         ended(jobs, made[-1])
     jobs.close()
-    again = Jobs(tmp_path)
+    again = Jobs(FolderStates(tmp_path))
     assert [job.result for job in again.list()] == [
         {"n": number} for number in reversed(range(3, KEPT + 3))
     ]
@@ -137,12 +138,12 @@ def test_results_are_there_after_a_restart_and_only_the_last_are_kept(tmp_path: 
 
 
 def test_closing_interrupts_what_runs_and_what_waits(tmp_path: Path) -> None:
-    jobs = Jobs(tmp_path)
+    jobs = Jobs(FolderStates(tmp_path))
     work = Held()
     running, waiting = jobs.start("held", work), jobs.start("held", Held())
     assert work.begun.wait(DEADLINE_S)
     jobs.close()
-    again = Jobs(tmp_path)
+    again = Jobs(FolderStates(tmp_path))
     assert [again.get(job.id).state for job in (running, waiting)] == ["interrupted"] * 2
     again.close()
 
@@ -150,6 +151,7 @@ def test_closing_interrupts_what_runs_and_what_waits(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
+from service.job_states import FolderStates
 from service.jobs import Jobs
 
 def work(progress, cancelled):
@@ -158,7 +160,7 @@ def work(progress, cancelled):
     time.sleep(60)
     return {}
 
-jobs = Jobs(Path(sys.argv[1]))
+jobs = Jobs(FolderStates(Path(sys.argv[1])))
 job = jobs.start("slow", work)
 """
 
@@ -173,17 +175,17 @@ def test_a_job_whose_process_was_killed_is_interrupted(tmp_path: Path) -> None:
         assert process.stdout is not None
         job_id = process.stdout.readline().strip()
         process.kill()
-    jobs = Jobs(tmp_path)
+    jobs = Jobs(FolderStates(tmp_path))
     job = jobs.get(job_id)
     assert job.state == "interrupted" and job.problem is not None and job.finished
     assert job.problem.code == "interrupted"
     jobs.close()
-    assert Jobs(tmp_path).get(job_id) == job
+    assert Jobs(FolderStates(tmp_path)).get(job_id) == job
 
 
 def test_a_file_that_is_no_state_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"id": "x"}))
-    jobs = Jobs(tmp_path)
+    jobs = Jobs(FolderStates(tmp_path))
     assert jobs.list() == []
     assert (tmp_path / "x.json").is_file()
     jobs.close()
