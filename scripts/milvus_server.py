@@ -35,8 +35,8 @@ MilvusServerConfig(data_dir=sys.argv[1], proxy_port={PORT}).resolve()
 """
 
 
-#: How often the server tells its parts the time, in ms. A read that is to see a change waits for the
-#: next time: of the hundreds in the tests each would take a fifth of a second.
+#: How often the server tells its parts the time, in ms. A read that is to see a change waits for
+#: the next time: of the hundreds in the tests each would take a fifth of a second.
 OWN_TICK, TICK = "timeTickInterval: 200", "timeTickInterval: 10"
 
 
