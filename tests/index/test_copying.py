@@ -4,6 +4,7 @@ import secrets
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
