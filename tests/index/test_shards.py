@@ -24,7 +24,7 @@ from index.reading import Content, Embedded, Skipped
 from index.shard_output import pack, unpack
 from index.shard_runner import ProcessRunner, ShardEmbedder
 from index.shards import Work
-from tests.index.bulk_runs import Pipe, contents, done, dscl, stamps, until
+from tests.index.bulk_runs import PATIENCE, Pipe, contents, done, dscl, stamps, until
 from tests.photos import BROKEN, write_class_folders, write_photo
 from tests.tiny_model import make_model_folder
 
@@ -182,14 +182,14 @@ def test_after_a_stop_only_missing_shards_are_embedded(tmp_path, model, photos, 
         *("--gallery", gallery, "--engine", "processes", "--workers", 2, "--shard-size", 2),
         "--json",
     ]
-    first = dscl(*command)
-    until(lambda: done(work) == {0, 1, 3, 4, 5} and held.is_read())
-    before = stamps(work)
-    if how == signal.SIGKILL:
-        first.kill()  # it alone: its workers notice
-    else:
-        os.killpg(first.pid, how)  # as a terminal does
-    _, errors = first.communicate()
+    with dscl(*command) as first:
+        until(lambda: done(work) == {0, 1, 3, 4, 5} and held.is_read())
+        before = stamps(work)
+        if how == signal.SIGKILL:
+            first.kill()  # it alone: its workers notice
+        else:
+            os.killpg(first.pid, how)  # as a terminal does
+        _, errors = first.communicate(timeout=PATIENCE)
     assert first.returncode == (-9 if how == signal.SIGKILL else 130)
     if how == signal.SIGINT:
         assert errors == "Stopped. Shards that are done are kept; the same command goes on.\n"
@@ -211,11 +211,12 @@ def test_the_command_goes_on_with_what_single_shards_left(tmp_path, model, photo
     result = CliRunner().invoke(index_commands, ["embed-shard", str(work), "4", "1"])
     assert result.output == "Shard 4: embedded 2 photos.\nShard 1: was done already.\n"
     assert done(work) == {0, 1, 4}
-    second = dscl(
+    command = [
         *("index", "build", "--model", model.path, "--images", photos, "--work", work),
         *("--gallery", tmp_path / "gallery", "--engine", "processes", "--json"),
-    )
-    output, errors = second.communicate()
+    ]
+    with dscl(*command) as second:
+        output, errors = second.communicate(timeout=PATIENCE)
     assert second.returncode == 0, errors
     assert json.loads(output)["added"] == 12
     assert not work.exists()
