@@ -308,6 +308,8 @@ class MilvusConnection:
                 f"{self.address} has no database {self.address.database!r}: make it, or name "
                 "another by ?database=."
             )
+        if "cannot parse expression" in text:
+            return GalleryError(f"{self.address} refuses the filter: {text}")
         if code in INVALID and "unavailable" not in text and "not ready" not in text:
             return GalleryError(f"{self.address} refuses: {text}")
         with self._lock:
