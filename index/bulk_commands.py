@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import click
 
 from index.bulk import ShardedEmbedder, default_work_folder
-from index.command_options import FOLDER, resumable, workers_option
+from index.command_options import FOLDER, resumable
 from index.errors import InvalidArgumentError
 from index.ray_runner import RayRunner
 from index.shard_runner import ProcessRunner, ShardEmbedder
@@ -28,7 +28,11 @@ ENGINE_PARAMETERS = (
         help="What embeds: threads of this process; processes of this machine; a Ray cluster "
         "(extra `ray`), whose machines all have photos and work folder at the same paths.",
     ),
-    workers_option,
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        help="Threads, processes or, on a cluster, shards at a time.  [default: cores]",
+    ),
     click.option(
         "--work",
         type=FOLDER,
