@@ -1,8 +1,8 @@
 """Shards embedded by a Ray cluster, through Ray Data.
 
-Each shard is a task of its own, not a call of an actor: a task whose machine is lost runs again on
-any other, while the calls of an actor wait until there is room for that actor. Tasks run in
-processes that stay, so that the model is loaded once in each all the same.
+Each shard is a task, not a call of an actor: a task whose machine is lost runs again on any other,
+while the calls of an actor wait until there is room for that actor. Tasks run in processes that
+stay, so that the model is loaded once in each all the same.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import Any
 from index import Gallery
 
 #: Seconds within which whatever is waited for has happened, on a machine that is busy.
-PATIENCE = 90
+PATIENCE = 120
 
 DSCL = [sys.executable, "-c", "from service.cli import main; main()"]
 
