@@ -580,18 +580,18 @@ def test_items_are_found_by_path_hash_and_sku(gallery, oracle, filled):
 
 
 def test_more_ids_than_one_expression_holds(gallery, oracle):
-    vectors = unit(2500)
-    new = [item(f"{i}.jpg", vectors[i], sku=f"s{i}") for i in range(2500)]
+    vectors = unit(1200)
+    new = [item(f"{i}.jpg", vectors[i], sku=f"s{i}") for i in range(1200)]
     ids = fill(new, gallery, oracle)
-    assert len(gallery) == 2500
+    assert len(gallery) == 1200
     assert gallery.vectors(ids[::-1]).tolist() == vectors[::-1].tolist()
-    assert gallery.ids_by_external([f"s{i}" for i in range(2500)]) == {
+    assert gallery.ids_by_external([f"s{i}" for i in range(1200)]) == {
         f"s{i}": item_id for i, item_id in enumerate(ids)
     }
-    assert [each.id for each in gallery.items(offset=2490)] == ids[2490:]
-    again = gallery.upsert(new[:1500])
-    assert gallery.ids().tolist() == ids[1500:] + again
-    gallery.remove(ids[1500:])
+    assert [each.id for each in gallery.items(offset=1190)] == ids[1190:]
+    again = gallery.upsert(new[:1100])
+    assert gallery.ids().tolist() == ids[1100:] + again
+    gallery.remove(ids[1100:])
     assert gallery.ids().tolist() == again
 
 
@@ -682,19 +682,13 @@ def test_the_nearest_are_those_of_brute_force(gallery, oracle, filled, k):
     assert_found(gallery, oracle, queries[0], k)
 
 
-@pytest.mark.parametrize("where", WHERES)
+@pytest.mark.parametrize("where", WHERES[::2])
 @pytest.mark.parametrize("group_by", [None, "label", "year", "sold", "sku", "id", "make"])
 def test_filters_groups_thresholds_and_offsets_are_those_of_brute_force(
     gallery, oracle, filled, where, group_by
 ):
     queries = np.concatenate([unit(2, seed=3), gallery.vectors(filled[:1])])
-    for k, offset, threshold in [
-        (5, 0, None),
-        (3, 2, None),
-        (30, 1, 0.1),
-        (2, 0, 0.999),
-        (4, 40, -1),
-    ]:
+    for k, offset, threshold in [(5, 0, None), (30, 2, 0.1), (2, 0, 0.999), (4, 40, -1)]:
         assert_found(
             gallery, oracle, queries, k,
             where=where, group_by=group_by, threshold=threshold, offset=offset,

@@ -2,20 +2,25 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from index import Gallery, Item, Model, build, list_photos
-from index import migrate as migrate_module
-from index.errors import GalleryError, InvalidArgumentError
+from index import reembedding as reembedding_module
+from index.address import parse_address
+from index.copying import copy_gallery
+from index.errors import GalleryError, InvalidArgumentError, ModelMismatchError
 from index.migrate import MigrateReport, migrate
 from tests.index.gallery_items import DIM
+from tests.index.gallery_kinds import MILVUS_KINDS, SERVER, drop, lite
 from tests.photos import write_class_folders, write_photo
 from tests.tiny_model import make_model_folder
 
@@ -260,7 +265,7 @@ def test_a_photo_is_not_lost_while_there_is_a_copy_of_it(path, new, photos, lost
 def test_stopped_it_leaves_the_old_gallery_and_goes_on_when_run_again(
     path, new, photos, monkeypatch
 ):
-    monkeypatch.setattr(migrate_module, "BATCH", 2)
+    monkeypatch.setattr(reembedding_module, "BATCH", 2)
     before = stored_bytes(path)
     done = 0
 
@@ -376,3 +381,63 @@ def test_two_migrations_at_once_are_refused(path, new):
             migrate(path, new)
 
     assert migrate(path, new, progress=again).items == 12
+
+
+# On Milvus
+
+
+@pytest.fixture(params=MILVUS_KINDS)
+def on_milvus(request, tmp_path, path, monkeypatch) -> Iterator[str]:
+    """The same gallery on Milvus."""
+    monkeypatch.setenv("DSCL_CACHE", str(tmp_path / "cache"))
+    with lite(tmp_path) as file:
+        lite_url = f"milvus://{file}/cars"
+        server_url = f"milvus://{SERVER}/migrate_{secrets.token_hex(6)}"
+        url = server_url if request.param == "server" else lite_url
+        copy_gallery(path, parse_address(url))
+        yield url
+        if request.param == "server":
+            drop(url)
+
+
+def test_on_milvus_the_alias_moves_to_the_new_models_vectors(on_milvus, path, models, new):
+    address = parse_address(on_milvus)
+    with Gallery.open(on_milvus, writable=True) as opened_before:
+        before = items_of(path)
+        report = migrate(address, new, workers=2)
+        assert report == MigrateReport(items=12, embedded=12, removed=[], former=report.former)
+        with Gallery.open(on_milvus) as gallery:
+            assert gallery.items(limit=1000) == before
+            expect_embedded(gallery, new)
+        # Who had it open searches what there was, and changes nothing.
+        expect_embedded(opened_before, Model.load(models / "old"))
+        with pytest.raises(ModelMismatchError, match="migrated to another model"):
+            opened_before.remove([3])
+        assert not opened_before.is_at(address)
+    with pytest.raises(InvalidArgumentError, match=r"of model .* already"):
+        migrate(address, new)
+
+
+def test_on_milvus_lost_photos_stop_a_migration_that_then_goes_on(
+    on_milvus, photos, models, new, monkeypatch
+):
+    address = parse_address(on_milvus)
+    with Gallery.open(on_milvus) as gallery:
+        [lost] = [each for each in gallery.items(limit=1000) if each.path == "car-1/1.jpg"]
+    data = lost.image.read_bytes()
+    lost.image.unlink()
+    with pytest.raises(GalleryError, match="1 photos are gone"):
+        migrate(address, new)
+    with Gallery.open(on_milvus) as gallery:
+        expect_model_of(gallery, models / "old", 12)
+    report = migrate(address, new, skip_missing=True)
+    assert (report.items, report.embedded, report.removed) == (11, 0, [str(lost.image)])
+    lost.image.write_bytes(data)
+    with Gallery.open(on_milvus) as gallery:
+        expect_embedded(gallery, new)
+        assert lost.id not in gallery.ids()
+
+
+def expect_model_of(gallery: Gallery, model: Path, items: int) -> None:
+    assert gallery.model.sha256 == Model.load(model).sha256
+    assert len(gallery) == items
