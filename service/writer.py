@@ -1,7 +1,8 @@
 """``Writer``: the gallery open for changes, but only while there are any.
 
-One process at a time may open a gallery for changes. A service that held it all the time would keep
-out `dscl index add`, so it lets go some seconds after its last change.
+One process at a time may open a gallery folder for changes. A service that held it all the time
+would keep out `dscl index add`, so it lets go some seconds after its last change. Of a gallery on a
+server there may be many, and the service keeps its own.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Writer:
                 return
             if self._closed:
                 self._let_go()
-            else:
+            elif self._gallery is not None and not self._gallery.is_remote:
                 self._start_timer()
 
     def _when_idle(self) -> None:
