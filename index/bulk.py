@@ -14,8 +14,9 @@ from index.address import GalleryAddress
 from index.errors import InvalidArgumentError
 from index.model import Model
 from index.reading import Embedded
+from index.shard_manifest import MANIFEST_FILE, Shard
 from index.shard_runner import Runner
-from index.shards import MANIFEST_FILE, Shard, Work
+from index.shards import Work
 
 __all__ = ["MAX_SHARD", "ShardedEmbedder", "default_work_folder"]
 

@@ -1,9 +1,9 @@
-"""The shard manifest: which photos make up each shard, and which shards are done.
+"""A work folder: which photos make up each shard, and which shards are done.
 
-A work folder is on storage that all who embed can reach, and holds
+It is on storage that all who embed can reach, and holds
 
-    manifest.json        the model's hash and precision; of each shard the number of photos and the
-                         SHA-256 of its list. Written by the process that plans, and only by it
+    manifest.json        model and shards; see ``index.shard_manifest``. Written by the process that
+                         plans, and only by it
     model/               a copy of the model
     00017.photos.json    shard 17: the paths of its photos
     00017.npz            what they gave; see ``index.shard_output``
@@ -20,51 +20,27 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from index.errors import ShardError
 from index.files import replace_folder, sha256_bytes, sha256_file, sync_folder, write_atomically
 from index.model import Model
 from index.reading import Embedded
 from index.runtimes import Precision
+from index.shard_manifest import (
+    BEGIN_AGAIN,
+    MANIFEST_FILE,
+    Manifest,
+    Shard,
+    read_manifest,
+    write_manifest,
+)
 from index.shard_output import pack, unpack
 
-__all__ = ["MANIFEST_FILE", "Shard", "Work"]
+__all__ = ["Work"]
 
-FORMAT_VERSION = 1
-MANIFEST_FILE = "manifest.json"
 MODEL_FOLDER = "model"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Some photos that are embedded together. ``input_sha256`` is that of the list of them."""
-
-    number: int
-    photos: int
-    input_sha256: str
-
-    @property
-    def input_file(self) -> str:
-        """The list of photos."""
-        return f"{self.number:05}.photos.json"
-
-    @property
-    def output_file(self) -> str:
-        """What the photos gave."""
-        return f"{self.number:05}.npz"
-
-    @property
-    def begun_file(self) -> str:
-        """How often it was begun, where that is counted."""
-        return f"{self.number:05}.begun.json"
-
-    @property
-    def done_file(self) -> str:
-        """The hash of the output, once that is whole."""
-        return f"{self.number:05}.done.json"
 
 
 class Work:
@@ -114,27 +90,8 @@ class Work:
             ShardError: there is none, or its manifest is damaged or of another format.
         """
         path = path.absolute()
-        file = path / MANIFEST_FILE
-        try:
-            values = json.loads(file.read_bytes())
-        except FileNotFoundError:
-            raise ShardError(
-                f"{path} is no work folder: {MANIFEST_FILE} is missing. `dscl index build --engine "
-                "processes` makes one; on another machine it must be at the same path."
-            ) from None
-        except (OSError, ValueError) as error:
-            raise ShardError(f"{file} cannot be read: {error}. {_REMOVE}") from error
-        version = values.get("format_version") if isinstance(values, dict) else None
-        if version != FORMAT_VERSION:
-            raise ShardError(
-                f"{file} has format version {version!r}; this release reads {FORMAT_VERSION}. "
-                "Finish it with the release that began it, or delete the folder."
-            )
-        try:
-            shards = [Shard(**each) for each in values["shards"]]
-            return cls(path, values["model_sha256"], cast(Precision, values["precision"]), shards)
-        except (KeyError, TypeError) as error:
-            raise ShardError(f"{file} is incomplete: {error}. {_REMOVE}") from error
+        manifest = read_manifest(path)
+        return cls(path, manifest.model_sha256, manifest.precision, manifest.shards)
 
     # Planning
 
@@ -198,13 +155,7 @@ class Work:
         return added
 
     def _write_manifest(self) -> None:
-        values = {
-            "format_version": FORMAT_VERSION,
-            "model_sha256": self.model_sha256,
-            "precision": self.precision,
-            "shards": [asdict(shard) for shard in self.shards],
-        }
-        write_atomically(self.path / MANIFEST_FILE, _json(values))
+        write_manifest(self.path, Manifest(self.model_sha256, self.precision, self.shards))
 
     # Shards
 
@@ -230,9 +181,9 @@ class Work:
         try:
             data = file.read_bytes()
         except OSError as error:
-            raise ShardError(f"{file} cannot be read: {error.strerror}. {_REMOVE}") from error
+            raise ShardError(f"{file} cannot be read: {error.strerror}. {BEGIN_AGAIN}") from error
         if sha256_bytes(data) != shard.input_sha256:
-            raise ShardError(f"{file} is not what was written: it is damaged. {_REMOVE}")
+            raise ShardError(f"{file} is not what was written: it is damaged. {BEGIN_AGAIN}")
         return [Path(each) for each in json.loads(data)]
 
     def is_done(self, shard: Shard) -> bool:
@@ -335,7 +286,6 @@ class Work:
 
 
 _ANOTHER = "Finish it with what it was begun with, name another by --work, or delete it."
-_REMOVE = "Delete the work folder and begin again."
 _AGAIN = "Run the same command again: the shard is embedded anew."
 
 
