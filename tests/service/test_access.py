@@ -58,7 +58,11 @@ def test_all_else_needs_a_key(locked: Guarded, path: str) -> None:
     assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("key", ["dscl_wrong", KEYS["admin"][0][:-1], KEYS["admin"][0] + "A", "é"])
+@pytest.mark.parametrize(
+    "key",
+    ["dscl_wrong", KEYS["admin"][0][:-1], KEYS["admin"][0] + "A", "é"],
+    ids=["another", "shorter", "longer", "not ASCII"],  # keys differ each time
+)
 def test_an_unknown_key_is_refused(locked: Guarded, key: str) -> None:
     for headers in ({"Authorization": f"Bearer {key}".encode()}, {"X-API-Key": key.encode()}):
         response = locked.client.get("/items/1", headers=headers)
