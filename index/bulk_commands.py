@@ -11,7 +11,7 @@ import click
 
 from index.address import GalleryAddress
 from index.bulk import ShardedEmbedder, default_work_folder
-from index.command_options import FOLDER, resumable, workers_option
+from index.command_options import FOLDER, resumable
 from index.errors import InvalidArgumentError
 from index.ray_runner import RayRunner
 from index.shard_runner import ProcessRunner, ShardEmbedder
@@ -29,7 +29,11 @@ ENGINE_PARAMETERS = (
         help="What embeds: threads of this process; processes of this machine; a Ray cluster "
         "(extra `ray`), whose machines all have photos and work folder at the same paths.",
     ),
-    workers_option,
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        help="Threads, processes or, on a cluster, shards at a time.  [default: cores]",
+    ),
     click.option(
         "--work",
         type=FOLDER,

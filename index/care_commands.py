@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 import click
+from tqdm import tqdm
 
 from index.address import GalleryAddress
 from index.care import check as check_gallery
@@ -255,6 +256,35 @@ def _print_some(texts: list[str]) -> None:
         click.echo(f"… and {len(texts) - SHOWN} more (--json lists all)")
 
 
+@click.command("map")
+@gallery_folder_option
+@click.option("--anew", is_flag=True, help="Lay all items out again, though few have come.")
+@json_option
+def map_command(gallery_path: Path, anew: bool, as_json: bool) -> None:
+    """Draw the map of the gallery that its page shows: look-alikes next to one another.
+
+    Where few items have come since the last map, they are put into it. Others search and change the
+    gallery meanwhile.
+    """
+    with (
+        resumable("The map is as it was."),
+        Gallery.open(gallery_path) as gallery,
+        tqdm(desc="Map", disable=as_json or None, bar_format="{desc}: {percentage:3.0f} %") as bar,
+    ):
+
+        def tell(done: int, total: int, stage: str) -> None:
+            bar.total = total
+            bar.set_description_str(f"Map: {stage}", refresh=False)
+            bar.update(done - bar.n)
+
+        drawn = gallery.draw_map(anew=anew, progress=tell)
+    facts = {"points": len(drawn.ids), "items": drawn.items, "created": drawn.created.isoformat()}
+    if as_json:
+        print_json(facts)
+        return
+    click.echo(f"{len(drawn.ids)} of {drawn.items} items are on the map of {gallery_path}")
+
+
 CARE_COMMANDS = (
     check,
     compact,
@@ -262,6 +292,7 @@ CARE_COMMANDS = (
     restore,
     migrate,
     duplicates,
+    map_command,
     export_command,
     import_command,
 )

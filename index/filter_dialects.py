@@ -7,9 +7,11 @@ condition is true or not true for an item; one of SQL may also be NULL, which co
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
+from index.attributes import MAX_INTEGER
 from index.milvus_literals import literal
 from index.schema import field_expression
 
@@ -129,12 +131,18 @@ class MilvusDialect:
         return f"({there})" if wanted else self.negated(there)
 
     def equals(self, field: str, value: Value) -> str:  # noqa: D102
+        if field == "id" and isinstance(value, float):
+            return f"id == {_whole(value)}" if value.is_integer() else "id < 0"
         return self._there_and(field, f"{_reference(field)} == {literal(value)}")
 
     def differs(self, field: str, value: Value) -> str:  # noqa: D102
         return self.negated(self.equals(field, value))
 
     def compares(self, field: str, comparison: Comparison, value: Value) -> str:  # noqa: D102
+        if field == "id" and isinstance(value, float):
+            # Above 2.5 is above 2, and from 2.5 on is from 3 on.
+            rounded = math.floor(value) if comparison in (">", "<=") else math.ceil(value)
+            return f"id {comparison} {_whole(rounded)}"
         return self._there_and(field, f"{_reference(field)} {comparison} {literal(value)}")
 
     def is_one_of(self, field: str, values: Sequence[Value]) -> str:  # noqa: D102
@@ -144,6 +152,11 @@ class MilvusDialect:
 
     def _there_and(self, field: str, condition: str) -> str:
         return condition if field == "id" else f"({self.exists(field, True)} and {condition})"
+
+
+def _whole(value: float) -> int:
+    """A whole number as Milvus takes it for an id: no id is beyond."""
+    return max(-MAX_INTEGER, min(MAX_INTEGER, int(value)))
 
 
 def _reference(field: str) -> str:

@@ -136,9 +136,7 @@ class MilvusCatalog:
         check_texts(f"item {item_id}", label=label, external_id=external_id)
         with self._changing:
             collection = self._place.to_change()
-            rows = self._rows([item_id], ALL_FIELDS, consistency="Strong")
-            expect_all([item_id], rows)
-            row = rows[item_id]
+            row = self._rows_to_change([item_id], ALL_FIELDS)[item_id]
             merged = attributes_of(row) | dict(attributes or {})
             new = self._new_types([(f"item {item_id}", merged)])
             kept = {
@@ -165,7 +163,7 @@ class MilvusCatalog:
         with self._changing:
             collection = self._place.to_change()
             wanted = [int(item_id) for item_id in ids]
-            expect_all(wanted, self._rows(wanted, (), consistency="Strong"))
+            self._rows_to_change(wanted, ())
             self._connection.delete(collection, wanted)
 
     # Reading
@@ -435,6 +433,15 @@ class MilvusCatalog:
             ):  # fmt: skip
                 found[int(row["id"])] = row
         return found
+
+    def _rows_to_change(self, ids: Sequence[int], fields: Sequence[str]) -> dict[int, Row]:
+        """As ``_rows``; raises ItemNotFoundError unless all are there."""
+        rows = self._rows(ids, fields, consistency="Strong")
+        while not (rows.keys() >= set(ids) or self._place.settled()):
+            time.sleep(0.05)  # one that came as the gallery was rebuilt may be on its way
+            rows = self._rows(ids, fields, consistency="Strong")
+        expect_all(ids, rows)
+        return rows
 
     def _ids_where(self, column: str, texts: Sequence[str], also: str = "") -> dict[str, int]:
         """Text → the least id of the items that have it in a column."""

@@ -312,6 +312,8 @@ class MilvusConnection:
                 f"{self.address} has no database {self.address.database!r}: make it, or name "
                 "another by ?database=."
             )
+        if "cannot parse expression" in text:
+            return GalleryError(f"{self.address} refuses the filter: {text}")
         if code in INVALID and not any(word in text for word in PASSING):
             return GalleryError(f"{self.address} refuses: {text}")
         with self._lock:

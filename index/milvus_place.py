@@ -22,6 +22,10 @@ __all__ = ["Place"]
 #: Seconds between two looks whether another collection has taken over.
 LOOK_INTERVAL = 1.0
 
+#: Seconds after another collection has taken over, within which the last changes of the former one
+#: are copied to it.
+SETTLES_S = 3.0
+
 #: The note that describes a collection.
 COLLECTION = "collection/"
 
@@ -44,6 +48,7 @@ class Place:
         self.notes = Notes(connection, notes_name(self.address.name))
         self._lock = threading.Lock()
         self._look_at = 0.0
+        self._settled_at = 0.0
         self.collection = ""
         self.collection, self.described = self._resolve()
 
@@ -94,11 +99,7 @@ class Place:
         goes on with the one it knows.
         """
         if at_once or time.monotonic() >= self._look_at:
-            collection, described = self._resolve()
-            with self._lock:
-                if described.model_sha256 == self.described.model_sha256:
-                    self.collection, self.described = collection, described
-                self._look_at = time.monotonic() + LOOK_INTERVAL
+            self._look()
         return self.collection
 
     def to_change(self) -> str:
@@ -107,13 +108,16 @@ class Place:
         Raises:
             ModelMismatchError: the gallery holds the vectors of another model since it was opened.
         """
-        collection = self.now(at_once=True)
-        if self.taken_over():
+        if not self._look():
             raise ModelMismatchError(
                 f"{self.address} has been migrated to another model since it was opened: open it "
                 "anew (a service: `POST /admin/reload`, or SIGHUP)."
             )
-        return collection
+        return self.collection
+
+    def settled(self) -> bool:
+        """Whether all is in the collection that serves, even if it has just taken over."""
+        return time.monotonic() >= self._settled_at
 
     def taken_over(self) -> bool:
         """Whether the name stands for another collection than the one that serves here."""
@@ -122,6 +126,17 @@ class Place:
     def alias(self) -> str:
         """The collection that the gallery's name stands for."""
         return str(self.connection.call("describe_alias", self.address.name)["collection_name"])
+
+    def _look(self) -> bool:
+        """Look the collection up; whether it holds vectors of the model that is known here."""
+        collection, described = self._resolve()
+        with self._lock:
+            known = described.model_sha256 == self.described.model_sha256
+            if known and collection != self.collection:
+                self._settled_at = time.monotonic() + SETTLES_S
+                self.collection, self.described = collection, described
+            self._look_at = time.monotonic() + LOOK_INTERVAL
+        return known
 
     def _resolve(self) -> tuple[str, Described]:
         name = self.address.name

@@ -244,6 +244,7 @@ class MilvusLive:
         """Search ``catalog``."""
         self._place = place
         self._catalog = catalog
+        self._known = place.collection  #: when the search settings were last read
         self._recall: float | None = None
         self._parameters = SearchParameters()
         self._read_note()
@@ -272,9 +273,10 @@ class MilvusLive:
 
     def refresh(self) -> bool:
         """Look whether another collection has taken over; changes need no taking in."""
-        before = self._place.collection
-        if self._place.now(at_once=True) == before:
+        collection = self._place.now(at_once=True)
+        if collection == self._known:
             return False
+        self._known = collection
         self._read_note()
         self._state = self._new_state()
         return True

@@ -1,8 +1,8 @@
 """Shards embedded by a Ray cluster, through Ray Data.
 
-Each shard is a task of its own, not a call of an actor: a task whose machine is lost runs again on
-any other, while the calls of an actor wait until there is room for that actor. Tasks run in
-processes that stay, so that the model is loaded once in each all the same.
+Each shard is a task, not a call of an actor: a task whose machine is lost runs again on any other,
+while the calls of an actor wait until there is room for that actor. Tasks run in processes that
+stay, so that the model is loaded once in each all the same.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import importlib.util
 import logging
 import os
 import socket
+import sys
+import uuid
 from collections.abc import Generator, Sequence
+from contextlib import ExitStack, redirect_stdout
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -29,8 +32,9 @@ INSTALL_RAY = "pip install 'dscl-retrieval[ray]'"
 #: Seconds in which a cluster's head answers.
 PATIENCE = 10
 
-#: How often a shard is tried again elsewhere. Some photo may kill whatever decodes it.
-RETRIES = 5
+#: How often a shard is begun, where what embeds it keeps dying. Ray itself would never give up, and
+#: some photo may kill whatever decodes it.
+ATTEMPTS = 6
 
 #: Bytes that a local cluster keeps for objects: ours are numbers of shards.
 OBJECT_STORE = 128 * 2**20
@@ -51,7 +55,11 @@ def check_ray() -> None:
 
 
 class RayRunner:
-    """Runs shards on a cluster, or on one that is started here and ends with the ``with`` block."""
+    """Runs shards on a cluster, or on one that is started here.
+
+    It is connected from the begin of a ``with`` block until one run is over, or the block. So long,
+    what is printed goes to stderr: Ray reports there, not on stdout, that a machine is lost.
+    """
 
     def __init__(self, *, address: str | None = None, workers: int | None = None) -> None:
         """Nothing is started yet.
@@ -68,6 +76,9 @@ class RayRunner:
         check_ray()
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
         self._wanted = None if workers is None else check_workers(workers)
+        #: How many shards are embedded at a time.
+        self.workers = self._wanted or 1
+        self._connected = ExitStack()
 
     def __enter__(self) -> Self:
         """Connect.
@@ -87,6 +98,8 @@ class RayRunner:
                 "object_store_memory": OBJECT_STORE,
                 "include_dashboard": False,
             }
+        self._connected.enter_context(redirect_stdout(sys.stderr))
+        self._connected.callback(ray.shutdown)
         try:
             ray.init(
                 address=self._address,
@@ -94,7 +107,13 @@ class RayRunner:
                 logging_level=logging.ERROR,
                 **settings,
             )
-        except Exception as error:  # Ray has no common class for what goes wrong here
+            cpus = ray.cluster_resources().get("CPU", 1)
+            self.workers = self._wanted or max(1, int(cpus))
+        except BaseException as error:
+            self._connected.close()
+            if not isinstance(error, Exception):
+                raise
+            # Ray has no common class for what goes wrong here.
             raise ShardError(
                 f"the Ray cluster at {self._address} cannot be used: {error}. Expected HOST:PORT "
                 "of its head, with the same versions of Ray and Python, on a machine that belongs "
@@ -108,18 +127,7 @@ class RayRunner:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        import ray
-
-        ray.shutdown()
-
-    @property
-    def workers(self) -> int:
-        """How many shards are embedded at a time."""
-        if self._wanted is not None:
-            return self._wanted
-        import ray
-
-        return max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._connected.close()
 
     def run(self, work: Work, numbers: Sequence[int]) -> Generator[int, None, None]:
         """See ``index.shard_runner.Runner``."""
@@ -129,15 +137,14 @@ class RayRunner:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
+        run = uuid.uuid4().hex
+        # A block, and so a task, for each shard.
         shards = ray.data.from_items(
-            [{"folder": str(work.path), "shard": number} for number in numbers],
+            [{"folder": str(work.path), "shard": number, "run": run} for number in numbers],
             override_num_blocks=len(numbers),
         )
         results = shards.map(
-            _embed,
-            compute=ray.data.TaskPoolStrategy(self.workers),
-            num_cpus=1,
-            ray_remote_args_fn=_remote_options,
+            _embed, compute=ray.data.TaskPoolStrategy(min(self.workers, len(numbers))), num_cpus=1
         )
         try:
             for row in results.iter_rows():
@@ -150,6 +157,8 @@ class RayRunner:
                 f"the Ray run failed ({type(error).__name__}: {last}). What was embedded is kept: "
                 "the same command goes on."
             ) from error
+        finally:
+            self._connected.close()
 
 
 def _check_address(address: str) -> None:
@@ -171,10 +180,6 @@ def _check_address(address: str) -> None:
         ) from error
 
 
-def _remote_options() -> dict[str, Any]:
-    return {"max_retries": RETRIES}
-
-
 @lru_cache(maxsize=1)
 def _embedder(folder: str) -> ShardEmbedder:
     return ShardEmbedder(Path(folder))
@@ -182,8 +187,15 @@ def _embedder(folder: str) -> ShardEmbedder:
 
 def _embed(row: dict[str, Any]) -> dict[str, Any]:
     """In a process of the cluster: embed the shard that the row names."""
+    number, folder = row["shard"], row["folder"]
     try:
-        _embedder(row["folder"]).embed(row["shard"])
+        embedder = _embedder(folder)
+        if embedder.work.begin(embedder.work.shard(number), row["run"]) > ATTEMPTS:
+            raise ShardError(
+                f"shard {number} was begun {ATTEMPTS} times, and each time the process or its "
+                f"machine was lost. `dscl index embed-shard {folder} {number}` shows what happens."
+            )
+        embedder.embed(number)
     except DsclError as error:
-        return {"shard": row["shard"], "error": f"on {socket.gethostname()}: {error}"}
-    return {"shard": row["shard"], "error": ""}
+        return {"shard": number, "error": f"on {socket.gethostname()}: {error}"}
+    return {"shard": number, "error": ""}

@@ -75,7 +75,11 @@ class ShardEmbedder:
 
 
 class ProcessRunner:
-    """Runs shards in ``workers`` spawned processes; default: one for each core."""
+    """Runs shards in ``workers`` spawned processes; default: one for each core.
+
+    As ``multiprocessing`` wants it, a script that uses this does so below
+    ``if __name__ == "__main__":``.
+    """
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = check_workers(workers)

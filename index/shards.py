@@ -8,6 +8,7 @@ A work folder is on storage that all who embed can reach, and holds
     00017.photos.json    shard 17: the paths of its photos
     00017.npz            what they gave; see ``index.shard_output``
     00017.done.json      the SHA-256 of that, written after it
+    00017.begun.json     how often a cluster began it
 
 Every file is replaced atomically, so any number of processes may embed shards beside one another,
 even the same one, and a stop at any moment costs the shards under way. Nothing is embedded here.
@@ -54,6 +55,11 @@ class Shard:
     def output_file(self) -> str:
         """What the photos gave."""
         return f"{self.number:05}.npz"
+
+    @property
+    def begun_file(self) -> str:
+        """How often it was begun, where that is counted."""
+        return f"{self.number:05}.begun.json"
 
     @property
     def done_file(self) -> str:
@@ -246,6 +252,24 @@ class Work:
         model = Model.load(self.path / MODEL_FOLDER, precision=self.precision)
         self.check_model(model)
         return model
+
+    def begin(self, shard: Shard, run: str) -> int:
+        """Note that a shard is begun; returns how often it was in the run of this name.
+
+        Raises:
+            ShardError: the folder cannot be written to.
+        """
+        file = self.path / shard.begun_file
+        try:
+            before = json.loads(file.read_bytes())
+            times = before["times"] if before["run"] == run else 0
+        except (OSError, ValueError, KeyError, TypeError):
+            times = 0
+        try:
+            write_atomically(file, _json({"run": run, "times": times + 1}))
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return int(times) + 1
 
     def write(self, shard: Shard, results: Sequence[Embedded]) -> None:
         """Store what the shard's photos gave, durably.

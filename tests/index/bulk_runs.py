@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import select
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,20 +18,27 @@ from typing import Any
 from index import Gallery
 
 #: Seconds within which whatever is waited for has happened, on a machine that is busy.
-PATIENCE = 90
+PATIENCE = 120
 
 DSCL = [sys.executable, "-c", "from service.cli import main; main()"]
 
 
-def dscl(*arguments: object) -> subprocess.Popen[str]:
-    """The command in a process, and a process group, of its own."""
-    return subprocess.Popen(
+@contextmanager
+def dscl(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process, and a process group, of its own; in the end it is gone."""
+    run = subprocess.Popen(
         [*DSCL, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+    with run:
+        try:
+            yield run
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
 
 
 def until(what: Callable[[], Any]) -> Any:
@@ -52,15 +62,16 @@ class Pipe:
         self._feed: int | None = None
 
     def is_read(self) -> bool:
-        """Whether a reader waits now."""
-        if self._feed is not None:
-            os.close(self._feed)
-        try:
-            self._feed = os.open(self.file, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError as error:
-            assert error.errno == errno.ENXIO
-            self._feed = None
-        return self._feed is not None
+        """Whether a reader waits now. From then on it does so until it is let go, or gone."""
+        if self._feed is None:
+            try:
+                self._feed = os.open(self.file, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError as error:
+                assert error.errno == errno.ENXIO
+                return False
+        poll = select.poll()
+        poll.register(self._feed, select.POLLOUT)
+        return not poll.poll(0)[0][1] & select.POLLERR
 
     def as_before(self) -> None:
         fresh = self.file.with_suffix(".fresh")

@@ -743,3 +743,14 @@ def test_no_command_of_the_index_needs_torch_or_training(world):
         check=False,
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_a_map_is_drawn_and_kept_with_the_gallery(dscl, world):
+    drawn = dscl("index", "map", "--gallery", world.gallery, "--json").json
+    with Gallery.open(world.gallery) as gallery:
+        kept = gallery.map()
+        assert kept is not None
+        assert kept.ids.tolist() == gallery.ids().tolist()
+    assert drawn["points"] == drawn["items"] == len(kept.ids)
+    told = dscl("index", "map", "--gallery", world.gallery, "--anew").out
+    assert f"{drawn['items']} of {drawn['items']} items are on the map" in told

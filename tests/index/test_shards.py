@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +26,7 @@ from index.reading import Content, Embedded, Skipped
 from index.shard_output import pack, unpack
 from index.shard_runner import ProcessRunner, ShardEmbedder
 from index.shards import Work
-from tests.index.bulk_runs import Pipe, contents, done, dscl, stamps, until
+from tests.index.bulk_runs import PATIENCE, Pipe, contents, done, dscl, stamps, until
 from tests.photos import BROKEN, write_class_folders, write_photo
 from tests.tiny_model import make_model_folder
 
@@ -99,16 +101,17 @@ def awkward_photos(photos: Path) -> Path:
     return photos / "cars.csv"
 
 
-@pytest.mark.parametrize("skip_duplicates", [False, True])
+@pytest.mark.parametrize(("skip_duplicates", "sizes"), [(False, {100: 1, 1: 2}), (True, {5: 2})])
 def test_processes_give_the_gallery_and_the_report_that_threads_give(
-    tmp_path, model, photos, skip_duplicates
+    tmp_path, model, photos, skip_duplicates, sizes
 ):
+    """By shards of these sizes, in so many processes."""
     listed = list_photos(awkward_photos(photos))
     results = []
-    for name, size, workers in (("threads", 0, 1), ("one", 100, 1), ("some", 5, 2), ("each", 1, 2)):
+    for size, workers in {0: 1, **sizes}.items():
         bulk = size and ShardedEmbedder(tmp_path / "work", ProcessRunner(workers), shard_size=size)
         told: list[int] = []
-        with Gallery.create(tmp_path / name, model) as gallery:
+        with Gallery.create(tmp_path / str(size), model) as gallery:
             for _ in range(2):
                 report = build(
                     gallery,
@@ -122,8 +125,8 @@ def test_processes_give_the_gallery_and_the_report_that_threads_give(
         assert not (tmp_path / "work").exists()
     assert results[0][0].added == 12 + (not skip_duplicates)
     assert results[1][0].unchanged == results[0][0].added
-    assert results[2::2] == [results[0]] * 3
-    assert results[3::2] == [results[1]] * 3
+    assert results[2::2] == [results[0]] * len(sizes)
+    assert results[3::2] == [results[1]] * len(sizes)
 
 
 def test_what_changes_and_goes_is_taken_over_and_only_that_is_embedded(tmp_path, model, photos):
@@ -182,14 +185,14 @@ def test_after_a_stop_only_missing_shards_are_embedded(tmp_path, model, photos, 
         *("--gallery", gallery, "--engine", "processes", "--workers", 2, "--shard-size", 2),
         "--json",
     ]
-    first = dscl(*command)
-    until(lambda: done(work) == {0, 1, 3, 4, 5} and held.is_read())
-    before = stamps(work)
-    if how == signal.SIGKILL:
-        first.kill()  # it alone: its workers notice
-    else:
-        os.killpg(first.pid, how)  # as a terminal does
-    _, errors = first.communicate()
+    with dscl(*command) as first:
+        until(lambda: done(work) == {0, 1, 3, 4, 5} and held.is_read())
+        before = stamps(work)
+        if how == signal.SIGKILL:
+            first.kill()  # it alone: its workers notice
+        else:
+            os.killpg(first.pid, how)  # as a terminal does
+        _, errors = first.communicate(timeout=PATIENCE)
     assert first.returncode == (-9 if how == signal.SIGKILL else 130)
     if how == signal.SIGINT:
         assert errors == "Stopped. Shards that are done are kept; the same command goes on.\n"
@@ -211,11 +214,12 @@ def test_the_command_goes_on_with_what_single_shards_left(tmp_path, model, photo
     result = CliRunner().invoke(index_commands, ["embed-shard", str(work), "4", "1"])
     assert result.output == "Shard 4: embedded 2 photos.\nShard 1: was done already.\n"
     assert done(work) == {0, 1, 4}
-    second = dscl(
+    command = [
         *("index", "build", "--model", model.path, "--images", photos, "--work", work),
         *("--gallery", tmp_path / "gallery", "--engine", "processes", "--json"),
-    )
-    output, errors = second.communicate()
+    ]
+    with dscl(*command) as second:
+        output, errors = second.communicate(timeout=PATIENCE)
     assert second.returncode == 0, errors
     assert json.loads(output)["added"] == 12
     assert not work.exists()
@@ -463,6 +467,11 @@ def test_without_ray_the_extra_is_named(tmp_path, model, photos, monkeypatch, mi
     assert f"engine ray needs {missing}, which is not installed" in str(result.exception)
     assert "pip install 'dscl-retrieval[ray]'" in str(result.exception)
     assert not (tmp_path / "g").exists()
+
+
+def test_ray_is_not_imported_where_it_is_not_used():
+    code = "import sys, index.commands; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize("size", [0, -1])

@@ -68,7 +68,11 @@ class Server:
 
 @contextmanager
 def serving(
-    gallery: Path | str, folder: Path, *options: str, python: tuple[str, ...] = (), **environment: str
+    gallery: Path | str,
+    folder: Path,
+    *options: str,
+    python: tuple[str, ...] = (),
+    **environment: str,
 ) -> Iterator[Server]:
     """``dscl serve`` on a free port, ready to search."""
     output = folder / "output.txt"

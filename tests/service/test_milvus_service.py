@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -19,7 +18,7 @@ from scripts.milvus_server import START_S, MilvusServer
 from tests.index.gallery_kinds import NEEDS_SERVER, SERVER, drop
 from tests.service.api import nearest, send
 from tests.service.problem import check_problem
-from tests.service.running import Server, eventually, serving
+from tests.service.running import eventually, serving
 from tests.service.zips import photo_bytes
 
 pytestmark = NEEDS_SERVER
