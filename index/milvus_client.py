@@ -37,6 +37,9 @@ NOT_FOUND = 100
 REFUSED = (1400, 1401)
 INVALID = (1, 6, 1001, 1100, 1101)  # 6 is Milvus Lite's
 
+#: Words of errors with such codes that asking again does mend.
+PASSING = ("unavailable", "not ready", "timeout")
+
 #: Bytes of rows that are read or written at a time: below gRPC's limit of 64 MiB.
 BLOCK_BYTES = 8 * 2**20
 
@@ -98,8 +101,9 @@ class MilvusConnection:
             except Exception as error:
                 if _code_of(error) != NOT_LOADED or method not in ("query", "search"):
                     raise
-                # Milvus Lite was started anew, or somebody has released the collection.
-                self._client.load_collection(args[0], timeout=max(60.0, self.address.timeout_s))
+                # Somebody has released the collection, or the server was started anew. It goes on
+                # loading when this has waited as long as a call may take.
+                self._client.load_collection(args[0], timeout=kwargs["timeout"])
                 result = getattr(self._client, method)(*args, **kwargs)
         except Exception as error:
             translated = self._translated(error)
@@ -310,7 +314,7 @@ class MilvusConnection:
             )
         if "cannot parse expression" in text:
             return GalleryError(f"{self.address} refuses the filter: {text}")
-        if code in INVALID and "unavailable" not in text and "not ready" not in text:
+        if code in INVALID and not any(word in text for word in PASSING):
             return GalleryError(f"{self.address} refuses: {text}")
         with self._lock:
             self._paused_until = time.monotonic() + PAUSE_S

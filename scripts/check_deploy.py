@@ -121,16 +121,19 @@ def schema_problems(manifest: dict[str, Any]) -> Iterator[str]:
 
 
 def check_nginx(repository: Path) -> Iterator[str]:
-    """Whether nginx loads its configuration, with each kind of backends."""
+    """Whether nginx loads its configuration, with each kind of backends, and with limits."""
+    limits = (repository / "deploy" / "nginx" / "limits.conf").read_text(encoding="utf-8")
     for backends in sorted((repository / "deploy" / "nginx" / "backends").glob("*.conf")):
         with tempfile.TemporaryDirectory() as folder:
             text = backends.read_text(encoding="utf-8")
-            config = nginx_folder(repository, Path(folder), text, port=8080)
+            config = nginx_folder(repository, Path(folder), text, port=8080, limits=limits)
             lines = complaints("nginx", "-t", "-q", "-p", folder, "-c", config)
             yield from (f"backends/{backends.name}: {line}" for line in lines)
 
 
-def nginx_folder(repository: Path, folder: Path, backends: str, *, port: int) -> Path:
+def nginx_folder(
+    repository: Path, folder: Path, backends: str, *, port: int, limits: str = ""
+) -> Path:
     """deploy/nginx in a folder of its own, to be run on loopback without any rights.
 
     Args:
@@ -138,6 +141,7 @@ def nginx_folder(repository: Path, folder: Path, backends: str, *, port: int) ->
         folder: gets the configuration, and what nginx would write below /tmp.
         backends: the text of conf.d/backends.conf.
         port: to listen on.
+        limits: the text of conf.d/limits.conf, if there is to be one.
 
     Returns:
         The configuration, for ``nginx -p FOLDER -c CONFIGURATION``.
@@ -146,6 +150,8 @@ def nginx_folder(repository: Path, folder: Path, backends: str, *, port: int) ->
     text = text.replace("/tmp/", f"{folder}/").replace("listen 8080;", f"listen 127.0.0.1:{port};")
     (folder / "conf.d").mkdir()
     (folder / "conf.d" / "backends.conf").write_text(backends, encoding="utf-8")
+    if limits:
+        (folder / "conf.d" / "limits.conf").write_text(limits, encoding="utf-8")
     config = folder / "nginx.conf"
     config.write_text(text, encoding="utf-8")
     return config

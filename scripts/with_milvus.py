@@ -152,7 +152,9 @@ def shown(status: int) -> int:
 
 def inside(folder: Path, environment: Path, command: Sequence[str]) -> int:
     """Start the server, run the command, stop the server; the command's exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C is for the command, too: it ends, and then this does. (An ignored signal would stay
+    # ignored in the command; a handler does not.)
+    signal.signal(signal.SIGINT, lambda number, frame: None)
     loopback_up()
     server = MilvusServer(folder, environment / "milvus" / "bin")
     try:
@@ -161,7 +163,6 @@ def inside(folder: Path, environment: Path, command: Sequence[str]) -> int:
         process = subprocess.Popen(
             command,
             env={**os.environ, "DSCL_TEST_MILVUS": ADDRESS, HOME_VARIABLE: server.home},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         status = process.wait()
     except FileNotFoundError as error:

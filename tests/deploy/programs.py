@@ -47,16 +47,28 @@ def backends(ports: Sequence[int]) -> str:
     return "".join([*kept[:opening], servers, *kept[opening:]])
 
 
+def limits_of(per_minute: int) -> str:
+    """What goes into conf.d/limits.conf: the example, with another number."""
+    text = (REPOSITORY / "deploy" / "nginx" / "limits.conf").read_text(encoding="utf-8")
+    return text.replace("rate=600r/m", f"rate={per_minute}r/m").replace(
+        "burst=599", f"burst={per_minute - 1}"
+    )
+
+
 @contextmanager
-def proxying(ports: Sequence[int]) -> Iterator[httpx.Client]:
-    """A client of nginx, as it is deployed, in front of replicas on these ports of loopback."""
+def proxying(ports: Sequence[int], *, per_minute: int = 0) -> Iterator[httpx.Client]:
+    """A client of nginx, as it is deployed, in front of replicas on these ports of loopback.
+
+    With ``per_minute`` a client may make so many requests.
+    """
     nginx = program("nginx")
     # Not pytest's folder, which only its owner may enter: nginx's workers have another user.
     with tempfile.TemporaryDirectory(prefix="dscl-nginx-") as name:
         folder = Path(name)
         folder.chmod(0o755)
         port = free_port()
-        config = nginx_folder(REPOSITORY, folder, backends(ports), port=port)
+        limits = limits_of(per_minute) if per_minute else ""
+        config = nginx_folder(REPOSITORY, folder, backends(ports), port=port, limits=limits)
         output = folder / "output.txt"
         with output.open("wb") as file:
             process = subprocess.Popen(

@@ -171,6 +171,49 @@ def test_rate_limits_go_by_the_clients_address_whatever_it_claims(
             assert other.get("/model").status_code == 200
 
 
+@pytest.fixture
+def limited(service: Server) -> Iterator[httpx.Client]:
+    """Two addresses of the service, and three requests a minute."""
+    port = service.client.base_url.port or 0
+    with proxying([port, port], per_minute=3) as client:
+        yield client
+
+
+def statuses(client: httpx.Client, count: int, **headers: str) -> list[int]:
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    return [client.get("/model", headers=sent).status_code for _ in range(count)]
+
+
+def test_a_limit_of_the_proxy_counts_each_key_and_each_address_over_all_replicas(
+    limited: httpx.Client,
+) -> None:
+    assert statuses(limited, 4, authorization="Bearer dscl_one") == [200, 200, 200, 429]
+    assert statuses(limited, 4, x_api_key="dscl_other") == [200, 200, 200, 429]
+    assert statuses(limited, 4) == [200, 200, 200, 429]
+    refused = limited.post("/search", content=b"photo")
+    assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+    assert refused.headers["Content-Type"] == "application/problem+json"
+    assert int(refused.headers["Retry-After"]) >= 1
+
+
+def test_a_key_is_one_client_however_it_is_written(limited: httpx.Client) -> None:
+    ways = [
+        {"authorization": "Bearer dscl_key"},
+        {"authorization": "bearer   dscl_key"},
+        {"authorization": "Bearer \xa0\t dscl_key"},
+        # The service passes over what is no bearer token, and takes the first key of several.
+        {"authorization": "Basic junk", "x-api-key": "dscl_key"},
+        {"x-api-key": "dscl_key"},
+    ]
+    found = []
+    for headers in ways:
+        sent = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        found.append(limited.get("/model", headers=sent).status_code)
+    assert found == [200, 200, 200, 429, 429]
+    twice = [("X-API-Key", "dscl_key"), ("X-API-Key", "junk")]
+    assert limited.get("/model", headers=twice).status_code == 429
+
+
 def test_events_of_jobs_come_as_they_happen() -> None:
     go_on = threading.Event()
 

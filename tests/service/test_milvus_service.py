@@ -97,7 +97,9 @@ class Load:
 
     def check_refusal(self, answer: httpx.Response) -> None:
         try:
-            check_problem(answer, 503, "gallery_unavailable")
+            # On a busy machine a request may wait too long for those before it.
+            late = "request_timeout" in answer.text
+            check_problem(answer, 503, "request_timeout" if late else "gallery_unavailable")
             assert int(answer.headers["Retry-After"]) >= 1
         except (AssertionError, KeyError, ValueError) as error:
             self.problems.append(f"{answer.status_code} {answer.text} {error}")
@@ -131,7 +133,7 @@ def test_nothing_acknowledged_is_lost_when_milvus_is_killed_and_the_service_reco
     if milvus is None:
         pytest.skip("needs a Milvus server that may be killed: `make test-milvus`")
     with serving(gallery, tmp_path) as service, Load(service.client.base_url) as load:
-        before = service.client.get("/items?limit=1000").json()
+        before = service.client.get("/items?limit=100").json()
         load.more(added=20, searched=20)
         milvus.kill()
         eventually(lambda: unavailable(service.client))
