@@ -24,8 +24,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	@PATH="$(abspath $(BIN)):$$PATH" bash demo.sh $(ARGS)
 
+# Files of tests side by side, as many as there are cores: ARGS=-n0 runs them one after another.
 test: setup browser
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 # The browser that the page is tested in: what there is, or Debian's. Without one those tests say so.
 browser: setup
