@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -15,23 +18,27 @@ from index import Gallery
 from index.address import parse_address
 from index.copying import copy_gallery
 from scripts.milvus_server import START_S, MilvusServer
+from service.job_states import GONE_S
+from service.keys import new_key
+from tests.deploy.programs import proxying
 from tests.index.gallery_kinds import NEEDS_SERVER, SERVER, drop
 from tests.service.api import nearest, send
 from tests.service.problem import check_problem
-from tests.service.running import eventually, serving
-from tests.service.zips import photo_bytes
+from tests.service.running import Server, eventually, serving
+from tests.service.zips import photo_bytes, slow_photos, zip_of
 
 pytestmark = NEEDS_SERVER
 
 
-@pytest.fixture
-def gallery(gallery_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a copy of the tests' gallery."""
-    monkeypatch.setenv("DSCL_CACHE", str(tmp_path / "cache"))
-    url = f"milvus://{SERVER}/test_{secrets.token_hex(6)}?store={tmp_path / 'store'}"
+@contextmanager
+def copied(gallery: Path, folder: Path) -> Iterator[str]:
+    """The address of a copy of a gallery, whose photos go to a folder."""
+    url = f"milvus://{SERVER}/test_{secrets.token_hex(6)}?store={folder / 'store'}"
     try:
-        copy_gallery(gallery_folder, parse_address(url))
-        yield url
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DSCL_CACHE", str(folder / "cache"))
+            copy_gallery(gallery, parse_address(url))
+            yield url
     finally:
         drop(url)
 
@@ -127,12 +134,16 @@ def unavailable(client: httpx.Client) -> bool | None:
 
 
 def test_nothing_acknowledged_is_lost_when_milvus_is_killed_and_the_service_recovers_by_itself(
-    gallery: str, tmp_path: Path
+    gallery_folder: Path, tmp_path: Path
 ) -> None:
     milvus = MilvusServer.of_environment()
     if milvus is None:
         pytest.skip("needs a Milvus server that may be killed: `make test-milvus`")
-    with serving(gallery, tmp_path) as service, Load(service.client.base_url) as load:
+    with (
+        copied(gallery_folder, tmp_path) as gallery,
+        serving(gallery, tmp_path, DSCL_CACHE=str(tmp_path / "cache")) as service,
+        Load(service.client.base_url) as load,
+    ):
         before = service.client.get("/items?limit=100").json()
         load.more(added=20, searched=20)
         milvus.kill()
@@ -151,8 +162,162 @@ def test_nothing_acknowledged_is_lost_when_milvus_is_killed_and_the_service_reco
             assert nearest(service.client, photo_bytes(seed))["id"] == item_id
         for item in before["items"]:
             assert service.client.get(f"/items/{item['id']}").json() == item
-    with Gallery.open(gallery) as again:
-        held = again.items(limit=10_000)
-        assert {item.id for item in held} >= set(load.added.values())
-        # Those that nobody was told of are whole, too.
-        assert [item for item in held if not item.image.is_file()] == []
+        with Gallery.open(gallery) as again:
+            held = again.items(limit=10_000)
+            assert {item.id for item in held} >= set(load.added.values())
+            # Those that nobody was told of are whole, too.
+            assert [item for item in held if not item.image.is_file()] == []
+
+
+# Two replicas behind nginx
+
+
+@dataclass
+class Replicas:
+    """Two services on one gallery, and nginx before them."""
+
+    servers: list[Server]
+    proxy: httpx.Client
+    gallery: str
+    read_key: str
+
+    @property
+    def all(self) -> list[httpx.Client]:
+        """nginx, and each replica by itself."""
+        return [self.proxy, *(server.client for server in self.servers)]
+
+    def owner(self) -> int:
+        """Which of them runs a job."""
+        [place] = [
+            place
+            for place, server in enumerate(self.servers)
+            if 'dscl_jobs{state="running"} 1.0' in server.client.get("/metrics").text
+        ]
+        return place
+
+
+@pytest.fixture(scope="module")
+def replicas(gallery_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
+    folder = tmp_path_factory.mktemp("replicas")
+    (reading, read), (writing, write) = (new_key(scope, scope) for scope in ("read", "write"))
+    keys = folder / "keys.txt"
+    keys.write_text(f"{read.line()}\n{write.line()}\n", encoding="utf-8")
+    environment = {
+        "DSCL_KEYS_FILE": str(keys),
+        "FORWARDED_ALLOW_IPS": "*",
+        "DSCL_CACHE": str(folder / "cache"),
+    }
+    with ExitStack() as stack:
+        gallery = stack.enter_context(copied(gallery_folder, folder))
+        servers = []
+        for name in ("one", "other"):
+            (folder / name).mkdir()
+            servers.append(
+                stack.enter_context(serving(gallery, folder / name, "--threads=1", **environment))
+            )
+        ports = [server.client.base_url.port or 0 for server in servers]
+        proxy = stack.enter_context(proxying(ports))
+        replicas = Replicas(servers, proxy, gallery, reading)
+        for client in replicas.all:
+            client.headers["Authorization"] = f"Bearer {writing}"
+        yield replicas
+
+
+def slow_archive() -> bytes:
+    """A zip of labelled photos that takes a core most of a minute."""
+    return zip_of({f"audi/{name}": data for name, data in slow_photos(100).items()})
+
+
+def start_slow_job(replicas: Replicas) -> str:
+    """An evaluation that somebody runs by now; its path."""
+    started = replicas.proxy.post(
+        "/evaluate/upload?background=true", files={"file": slow_archive()}
+    )
+    assert started.status_code == 202, started.text
+    path = started.headers["Location"]
+    eventually(lambda: replicas.proxy.get(path).json()["state"] == "running" or None)
+    return path
+
+
+def test_what_is_changed_through_the_proxy_is_found_through_every_replica(
+    replicas: Replicas,
+) -> None:
+    photo = photo_bytes(7000)
+    added = send(replicas.proxy, photo, label="new", attributes={"year": 1999}).json()
+    for client in replicas.all:
+        # The other process finds it soon rather than at once.
+        eventually(lambda client=client: nearest(client, photo)["id"] == added["id"] or None)
+        assert client.get(f"/items/{added['id']}").json() == added
+        assert client.get(f"/items/{added['id']}/image").content == photo
+        found = client.post("/search", params={"where": '{"year": 1999}'}, files={"file": photo})
+        assert [result["id"] for result in found.json()["results"]] == [added["id"]]
+    [_, one, other] = replicas.all
+    assert other.patch(f"/items/{added['id']}", json={"label": "newer"}).status_code == 200
+
+    def relabelled() -> bool | None:
+        return one.get(f"/items/{added['id']}").json()["label"] == "newer" or None
+
+    eventually(relabelled)
+    assert one.delete(f"/items/{added['id']}").status_code == 204
+
+    def gone() -> bool | None:
+        return other.get(f"/items/{added['id']}").status_code == 404 or None
+
+    eventually(gone)
+    eventually(lambda: nearest(other, photo)["id"] != added["id"] or None)
+
+
+def test_keys_work_at_every_replica(replicas: Replicas) -> None:
+    for client in replicas.all:
+        for _ in range(2):  # of the proxy: at each
+            anonymous = client.get("/items", headers={"Authorization": ""})
+            check_problem(anonymous, 401, "key_missing")
+            reading = {"Authorization": f"Bearer {replicas.read_key}"}
+            assert client.get("/items", headers=reading).status_code == 200
+            refused = client.delete("/items/1", headers=reading)
+            check_problem(refused, 403, "scope_missing")
+            check_problem(client.delete("/items/999999"), 404, "item_not_found")
+
+
+def test_a_job_is_seen_and_cancelled_at_the_replica_that_does_not_run_it(
+    replicas: Replicas,
+) -> None:
+    path = start_slow_job(replicas)
+    other = replicas.servers[1 - replicas.owner()].client
+    for client in replicas.all:
+        assert client.get(path).json()["state"] == "running"
+        assert path.endswith(client.get("/jobs").json()["jobs"][0]["id"])
+    with other.stream("GET", f"{path}/events") as events:
+        told = (json.loads(line[5:]) for line in events.iter_lines() if line.startswith("data:"))
+        assert next(told)["state"] == "running"
+        assert next(told)["progress"]["done"] > 0  # it goes on
+        assert other.delete(path).status_code == 200
+        last = list(told)[-1]
+    assert last["state"] == "cancelled"
+    for client in replicas.all:
+        assert client.get(path).json() == last
+
+
+def test_a_killed_replica_leaves_searches_to_the_other_and_its_job_reads_as_interrupted(
+    replicas: Replicas,
+) -> None:
+    path = start_slow_job(replicas)
+    place = replicas.owner()
+    lost, left = replicas.servers[place], replicas.servers[1 - place]
+    lost.process.kill()
+    lost.process.wait()
+    photo = photo_bytes(1)
+    for _ in range(6):
+        answer = replicas.proxy.post("/search", files={"file": photo})
+        assert answer.status_code == 200, answer.text
+    assert left.client.get(path).json()["state"] == "running"  # as far as anybody knows
+    # Two minutes later, which the test does not wait for:
+    with Gallery.open(replicas.gallery) as gallery:
+        assert gallery.notes is not None
+        key = path.strip("/")
+        note = json.loads(gallery.notes.get(key) or "")
+        heard = datetime.fromisoformat(note["beat"]) - timedelta(seconds=GONE_S)
+        gallery.notes.put(key, json.dumps(note | {"beat": heard.isoformat()}))
+    job = left.client.get(path).json()
+    assert (job["state"], job["problem"]["code"]) == ("interrupted", "interrupted")
+    assert job["finished"]
