@@ -134,6 +134,8 @@ def test_who_gave_no_key_can_give_it_later(
     page = visit(server)
     dialog = page.get_by_role("dialog", name="Access key")
     dialog.wait_for()
+    # All that the page asks for at first is refused; what is asked for later would ask again.
+    page.wait_for_load_state("networkidle")
     page.keyboard.press("Escape")
     expect(page.locator(".found").get_by_role("alert")).to_contain_text("needs an access key")
     expect(dialog).to_have_count(0)
