@@ -58,6 +58,6 @@ screenshots: browser
 	$(BIN)/python scripts/screenshots.py $(ARGS)
 
 # Tests beside a real Milvus server, which is installed into .venv-milvus (Linux on x86_64); exits with
-# 2 and says why where it cannot be had.
+# 2 and says why where it cannot be had. One after another: one of them kills the server.
 test-milvus: setup
 	$(BIN)/python scripts/with_milvus.py $(BIN)/python -m pytest -m milvus_server $(ARGS)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-__all__ = ["compare", "in_turns"]
+__all__ = ["compare", "in_turns", "interleaved"]
+
+T = TypeVar("T")
 
 
 def in_turns(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -18,6 +21,28 @@ def in_turns(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[s
             value = measure()
             if number:
                 results[name].append(value)
+    return results
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[T], object]], arguments: Sequence[T], rounds: int
+) -> dict[str, list[float]]:
+    """The median milliseconds of each call in each round, after one that warms up.
+
+    The calls take turns with each argument, and with who comes first.
+    """
+    results: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for place, argument in enumerate(arguments):
+            order = list(calls.items())
+            for name, call in order if place % 2 else reversed(order):
+                began = time.perf_counter()
+                call(argument)
+                times[name].append(1000 * (time.perf_counter() - began))
+        if number:
+            for name in calls:
+                results[name].append(statistics.median(times[name]))
     return results
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import http.client
 import os
+import pwd
 import re
+import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Process", "child", "dscl_serve"]
+__all__ = ["DSCL", "HERE", "Process", "child", "dscl_serve", "nginx_before"]
 
 #: As `dscl`, wherever the benchmark was started from.
 DSCL = ["-c", "from service.cli import main; main()"]
@@ -90,7 +93,7 @@ def stat_fields(pid: int) -> list[str]:
 
 @contextmanager
 def dscl_serve(
-    gallery: Path, folder: Path, options: Sequence[str] = (), **environment: str
+    gallery: Path | str, folder: Path, options: Sequence[str] = (), **environment: str
 ) -> Iterator[Process]:
     """``dscl serve`` on a free port, ready to search."""
     command = [*DSCL, "serve", "--gallery", str(gallery), "--port", "0", *options]
@@ -140,6 +143,47 @@ def child(
         except subprocess.TimeoutExpired:
             popen.kill()
             popen.wait()
+
+
+@contextmanager
+def nginx_before(ports: Sequence[int], folder: Path) -> Iterator[int]:
+    """The port of an nginx, as it is deployed, in front of services on these ports."""
+    from scripts.check_deploy import nginx_folder
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    example = (ROOT / "deploy" / "nginx" / "backends" / "machines.conf").read_text()
+    servers = "".join(f"    server 127.0.0.1:{each} max_fails=0;\n" for each in ports)
+    backends = re.sub(r"^    server .*\n", "", example, flags=re.MULTILINE)
+    backends = backends.replace("upstream replicas {\n", "upstream replicas {\n" + servers)
+    folder.mkdir()
+    config = nginx_folder(ROOT, folder, backends, port=port)
+    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if nginx is None:
+        raise NotRunningError("nginx is not installed.")
+    output = folder / "output.txt"
+    with output.open("wb") as file:
+        # As one user: its workers, as root's would be another's, may not enter the folder.
+        popen = subprocess.Popen(
+            [nginx, "-p", str(folder), "-c", str(config), "-g", f"daemon off; user {user()};"],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    process = Process("nginx", popen, port, output, 0)
+    try:
+        began = time.perf_counter()
+        while not ready(port):
+            process.check()
+            wait(began, "nginx")
+        yield port
+    finally:
+        popen.terminate()
+        popen.wait(STOP_DEADLINE_S)
+
+
+def user() -> str:
+    """Who this process is."""
+    return pwd.getpwuid(os.getuid()).pw_name
 
 
 def ready(port: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,14 @@ NEEDS_SERVER = [
         reason="needs a Milvus server: `make test-milvus`, or DSCL_TEST_MILVUS=host:port",
     ),
 ]
+
+
+def needs_server(test: Callable[..., Any]) -> Callable[..., Any]:
+    """Skip a test without such a server."""
+    for mark in NEEDS_SERVER:
+        test = mark(test)
+    return test
+
 
 KINDS = ["folder", "oracle", "lite", pytest.param("server", marks=NEEDS_SERVER)]
 MILVUS_KINDS = ["lite", pytest.param("server", marks=NEEDS_SERVER)]
