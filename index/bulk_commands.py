@@ -46,6 +46,12 @@ ENGINE_PARAMETERS = (
         help="Photos of a shard, which a stop can cost.  [default: 1000, less for few photos]",
     ),
     click.option(
+        "--gpus",
+        type=float,
+        help="GPUs of each shard on a Ray cluster, where ONNX Runtime has CUDA; 0.25 lets four "
+        "share one.  [default: 0]",
+    ),
+    click.option(
         "--address",
         metavar="HOST:PORT",
         help="The head of the Ray cluster.  [default: RAY_ADDRESS, else this machine alone]",
@@ -69,6 +75,7 @@ def open_bulk(
     workers: int | None,
     shard_size: int | None,
     address: str | None,
+    gpus: float | None,
 ) -> Iterator[ShardedEmbedder | None]:
     """What embeds, ready to; None for the threads of ``index.ingest.build``.
 
@@ -76,11 +83,12 @@ def open_bulk(
         InvalidArgumentError: an option that this engine has no use for.
         ShardError: Ray is not installed, or the cluster cannot be reached.
     """
-    given = {"--work": work, "--shard-size": shard_size, "--address": address}
-    unused = {"threads": list(given), "processes": ["--address"], "ray": []}[engine]
+    given = {"--work": work, "--shard-size": shard_size, "--address": address, "--gpus": gpus}
+    of_ray = ["--address", "--gpus"]
+    unused = {"threads": list(given), "processes": of_ray, "ray": []}[engine]
     for option in unused:
         if given[option] is not None:
-            others = "--engine ray" if option == "--address" else "--engine processes or ray"
+            others = "--engine ray" if option in of_ray else "--engine processes or ray"
             raise InvalidArgumentError(
                 f"{option} says nothing to engine {engine}: leave it out, or give {others}."
             )
@@ -90,7 +98,7 @@ def open_bulk(
     elif engine == "processes":
         yield ShardedEmbedder(folder, ProcessRunner(workers), shard_size=shard_size)
     else:
-        with RayRunner(address=address, workers=workers) as runner:
+        with RayRunner(address=address, workers=workers, gpus=gpus or 0.0) as runner:
             yield ShardedEmbedder(folder, runner, shard_size=shard_size)
 
 

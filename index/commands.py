@@ -116,6 +116,7 @@ def build(
     work: Path | None,
     shard_size: int | None,
     address: str | None,
+    gpus: float | None,
     as_json: bool,
 ) -> None:
     """Embed photos into a gallery. Stopped and run again, it continues.
@@ -135,6 +136,7 @@ def build(
             workers=workers,
             shard_size=shard_size,
             address=address,
+            gpus=gpus,
         ) as bulk,
         _open_or_create(
             gallery_path, model_path, precision=precision, kind=kind, recall=recall

@@ -46,6 +46,12 @@ class GalleryUnavailableError(GalleryError):
     code = "gallery_unavailable"
 
 
+class OutcomeUnknownError(GalleryError):
+    """A change that a server has not answered, and may have made."""
+
+    code = "outcome_unknown"
+
+
 class ModelMismatchError(GalleryError):
     """A gallery met a model other than the one its vectors were made with."""
 

@@ -12,7 +12,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from index.errors import (
     GalleryError,
     GalleryUnavailableError,
     InvalidArgumentError,
+    OutcomeUnknownError,
 )
 from index.filter_dialects import MilvusDialect
 from index.filters import Filter, compile_where, field_type
@@ -304,18 +304,30 @@ class MilvusCatalog:
             stored = {item_id: by_id[item_id] for item_id in sorted(last.values())}
             rows = [self._row(item, item_id) for item_id, item in stored.items()]
             self._keep_types(new)
+            gone: list[int] = []
             try:
                 self._connection.insert(collection, rows, row_bytes(self.dim))
                 gone = self._replaced(stored, {row["id"] for row in known})
-            except BaseException:
-                # All or none: what they were to replace is still there. A server that does not
-                # answer may keep some of them, for which nobody has been told an id.
-                with suppress(GalleryUnavailableError):
-                    self._connection.delete(collection, list(stored))
+                if gone:
+                    self._connection.delete(collection, gone)
+            except BaseException as error:
+                # All or none; but where some of what they replace may be gone, they stay.
+                undone = not gone and self._is_removed(collection, list(stored))
+                if not undone and isinstance(error, GalleryUnavailableError):
+                    raise OutcomeUnknownError(
+                        f"{self._place.address} has not answered, and may have stored what it was "
+                        "given: look before you store it again."
+                    ) from error
                 raise
-            if gone:
-                self._connection.delete(collection, gone)
         return ids
+
+    def _is_removed(self, collection: str, ids: list[int]) -> bool:
+        """Remove items; False if the server does not answer."""
+        try:
+            self._connection.delete(collection, ids)
+        except GalleryUnavailableError:
+            return False
+        return True
 
     def _replaced(self, stored: Mapping[int, NewItem], known: set[int]) -> list[int]:
         """What the stored items replace, and those of them that another process outran."""

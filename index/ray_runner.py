@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from index.errors import DsclError, ShardError
+from index.errors import DsclError, InvalidArgumentError, ShardError
 from index.parallel import check_workers
 from index.shard_runner import ShardEmbedder
 from index.shards import Work
@@ -61,19 +61,27 @@ class RayRunner:
     what is printed goes to stderr: Ray reports there, not on stdout, that a machine is lost.
     """
 
-    def __init__(self, *, address: str | None = None, workers: int | None = None) -> None:
+    def __init__(
+        self, *, address: str | None = None, workers: int | None = None, gpus: float = 0.0
+    ) -> None:
         """Nothing is started yet.
 
         Args:
             address: HOST:PORT of the cluster's head; default: ``RAY_ADDRESS``, else a cluster of
                 this machine alone.
             workers: shards at a time; default: the cluster's CPUs.
+            gpus: of each shard: 0.25 lets four share one. Without, Ray shows a shard no GPU.
 
         Raises:
             ShardError: Ray is not installed.
-            InvalidArgumentError: less than one worker.
+            InvalidArgumentError: less than one worker, or a share of GPUs that Ray cannot give.
         """
         check_ray()
+        if gpus < 0 or (gpus > 1 and gpus != int(gpus)):
+            raise InvalidArgumentError(
+                f"gpus is {gpus:g}: expected a part of one, such as 0.25, or a whole number."
+            )
+        self._gpus = gpus
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
         self._wanted = None if workers is None else check_workers(workers)
         #: How many shards are embedded at a time.
@@ -109,9 +117,10 @@ class RayRunner:
             )
             cpus = ray.cluster_resources().get("CPU", 1)
             self.workers = self._wanted or max(1, int(cpus))
+            self._expect_gpus(ray.cluster_resources().get("GPU", 0.0))
         except BaseException as error:
             self._connected.close()
-            if not isinstance(error, Exception):
+            if isinstance(error, ShardError) or not isinstance(error, Exception):
                 raise
             # Ray has no common class for what goes wrong here.
             raise ShardError(
@@ -144,7 +153,10 @@ class RayRunner:
             override_num_blocks=len(numbers),
         )
         results = shards.map(
-            _embed, compute=ray.data.TaskPoolStrategy(min(self.workers, len(numbers))), num_cpus=1
+            _embed,
+            compute=ray.data.TaskPoolStrategy(min(self.workers, len(numbers))),
+            num_cpus=1,
+            num_gpus=self._gpus or None,
         )
         try:
             for row in results.iter_rows():
@@ -159,6 +171,15 @@ class RayRunner:
             ) from error
         finally:
             self._connected.close()
+
+    def _expect_gpus(self, there: float) -> None:
+        """Refuse what Ray would wait for."""
+        if self._gpus > there:
+            raise ShardError(
+                f"each shard is to have {self._gpus:g} GPUs, and the Ray cluster at "
+                f"{self._address} has {there:g} in all: leave --gpus out, or start its machines "
+                "with --num-gpus where Ray does not find them."
+            )
 
 
 def _check_address(address: str) -> None:

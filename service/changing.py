@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index import Gallery, Item, NewItem
+from index.errors import OutcomeUnknownError
 from index.items import KEEP, Keep
 from index.photos import AttributeValue
 from service.photo_store import PhotoStore, StoredPhoto
@@ -59,12 +60,25 @@ def add(gallery: Gallery, photo: EmbeddedPhoto, described: Description) -> Item:
     stored = store.put(photo.data)
     try:
         with store.in_their_words({stored.path: THE_PHOTO}):
-            ids = gallery.add([_new_item(store, stored, photo, described)])
+            new = _new_item(store, stored, photo, described)
+            [item_id] = gallery.add([new])
+    except OutcomeUnknownError:
+        raise  # an item may name the photo
     except BaseException:
         store.tidy(gallery, [stored.path])
         raise
-    [item] = gallery.get(ids)
-    return item
+    # Not read back: a server that is gone just now must not have it added once more.
+    return Item(
+        id=item_id,
+        external_id=new.external_id,
+        label=new.label,
+        attributes=new.attributes,
+        root=new.root,
+        path=new.path,
+        size=new.size,
+        mtime_ns=new.mtime_ns,
+        sha256=new.sha256,
+    )
 
 
 def upsert(

@@ -72,6 +72,7 @@ STATUS = {
     "model_mismatch": 503,
     "not_ready": 503,
     "origin_refused": 403,
+    "outcome_unknown": 502,
     "overloaded": 503,
     "rate_limited": 429,
     "request_timeout": 503,

@@ -14,7 +14,7 @@ import pytest
 
 from index import Gallery, Model, build, list_photos
 from index.bulk import ShardedEmbedder
-from index.errors import ShardError
+from index.errors import InvalidArgumentError, ShardError
 from index.photos import image_files
 from index.ray_runner import ATTEMPTS, RayRunner, _embed
 from index.shard_runner import ProcessRunner
@@ -29,14 +29,19 @@ pytest.importorskip("pandas", reason="needs Ray Data, which comes with the extra
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes with a CPU each."""
+    """Two nodes with a CPU each, and what they say is a GPU."""
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+        node = {
+            "num_cpus": 1,
+            "num_gpus": 1,
+            "object_store_memory": 100 * 2**20,
+            "include_dashboard": False,
+        }
         cluster = Cluster(initialize_head=True, head_node_args=node)
-        cluster.second = cluster.add_node(**{k: node[k] for k in list(node)[:2]})
+        cluster.second = cluster.add_node(**{k: node[k] for k in list(node)[:3]})
         yield cluster
         cluster.shutdown()
 
@@ -100,7 +105,7 @@ def test_a_lost_machine_does_not_lose_the_run(tmp_path, model, cluster):
 
     held = [Pipe(photos / "car-0" / name) for name in ("1.jpg", "2.jpg")]
     gallery_path, work = tmp_path / "gallery", tmp_path / "elsewhere"
-    options = ("--address", cluster.address, "--work", work)
+    options = ("--address", cluster.address, "--work", work, "--gpus", 0.5)
     with run_by_ray(model, table, gallery_path, *options) as run:
         until(lambda: all(pipe.is_read() for pipe in held))
         assert not done(work) & {1, 2}
@@ -115,6 +120,18 @@ def test_a_lost_machine_does_not_lose_the_run(tmp_path, model, cluster):
     assert (report["added"], report["skipped"], report["items"]) == (12, [], 12)
     assert not work.exists()
     assert contents(gallery_path) == contents(tmp_path / "by-threads")
+
+
+def test_gpus_that_there_are_not_are_refused_at_once(cluster):
+    runner = RayRunner(address=cluster.address, gpus=3)
+    with (
+        pytest.raises(ShardError, match=r"3 GPUs, and the Ray cluster at .* has [12] in all"),
+        runner,
+    ):
+        pass
+    for gpus in (-1, 1.5):
+        with pytest.raises(InvalidArgumentError, match=r"expected a part of one"):
+            RayRunner(gpus=gpus)
 
 
 @pytest.mark.parametrize(
