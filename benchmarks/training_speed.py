@@ -5,7 +5,8 @@
 Three ratios, each of two things measured in turns in one run:
 
 - a whole step with DSCL against one with Proxy-Anchor, at n = 512;
-- peak memory of a run with batches of 4,096 against one with 256, both in chunks of 64;
+- peak memory of a run with batches of 4,096 against one with 256, both in chunks of 64, with
+  nothing kept between the two passes;
 - photos a second of a run against forward and backward passes on random tensors: in one pass, what
   no training can beat, and in the two passes that the same batch takes.
 
