@@ -148,6 +148,9 @@ def child(
 @contextmanager
 def nginx_before(ports: Sequence[int], folder: Path) -> Iterator[int]:
     """The port of an nginx, as it is deployed, in front of services on these ports."""
+    # Behind all others: from this folder, `service` is a benchmark, not the package.
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
     from scripts.check_deploy import nginx_folder
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
