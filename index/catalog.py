@@ -36,10 +36,12 @@ from index.items import (
     Item,
     Keep,
     NewItem,
+    check_item,
     check_texts,
     expect_all,
     storable,
     taken,
+    without_taken_away,
 )
 from index.kept_photos import PHOTOS_FOLDER
 from index.photos import AttributeValue
@@ -234,7 +236,7 @@ class Catalog:
         items = [item for _, item in pairs]
         ids = [int(item_id) for item_id, _ in pairs]
         for item in items:
-            self._check(item)
+            check_item(item, self.dim)
         with self._change() as (connection, seq):
             first = _next_id(connection)
             if ids != sorted(set(ids)) or (ids and not first <= ids[0] <= ids[-1] <= MAX_ID):
@@ -268,11 +270,7 @@ class Catalog:
             [item] = self.get([item_id])
             merged = item.attributes | dict(attributes or {})
             self._admit(connection, [(f"item {item_id}", merged)])
-            kept = {
-                name: value
-                for name, value in merged.items()
-                if value is not None or name not in (attributes or {})
-            }
+            kept = without_taken_away(merged, attributes or {})
             if external_id is not KEEP and external_id is not None:
                 owner = self.get_external([external_id]).get(external_id, item_id)
                 if owner != item_id:
@@ -644,7 +642,7 @@ class Catalog:
 
     def _store(self, items: Sequence[NewItem], *, replace_by_external_id: bool) -> list[int]:
         for item in items:
-            self._check(item)
+            check_item(item, self.dim)
         external_ids = [item.external_id for item in items if item.external_id is not None]
         if len(set(external_ids)) < len(external_ids):
             [(twice, _)] = Counter(external_ids).most_common(1)
@@ -702,18 +700,6 @@ class Catalog:
     def _root_name(self, root: PhotoPath) -> str:
         """A root as it is stored: relative if it is the gallery's own, which may be moved."""
         return PHOTOS_FOLDER if root == self._folder / PHOTOS_FOLDER else str(root)
-
-    def _check(self, item: NewItem) -> None:
-        name = str(item.image)
-        check_texts(
-            name, root=str(item.root), path=item.path, label=item.label,
-            external_id=item.external_id,
-        )  # fmt: skip
-        if item.vector.shape != (self.dim,):
-            raise InvalidArgumentError(
-                f"the vector of {name} has shape {list(item.vector.shape)}; this gallery holds "
-                f"{self.dim} values a vector."
-            )
 
     def _admit(
         self,

@@ -148,6 +148,9 @@ class MilvusDialect:
     def is_one_of(self, field: str, values: Sequence[Value]) -> str:  # noqa: D102
         if not values:
             return "id < 0"
+        if field in COLUMNS and not any(isinstance(value, float) for value in values):
+            return self._there_and(field, f"{field} in {literal(values)}")
+        # Milvus 2.3 takes no list of integers and fractions for a value in JSON.
         return self.joined([self.equals(field, value) for value in values], "or")
 
     def _there_and(self, field: str, condition: str) -> str:

@@ -25,10 +25,11 @@ from index.catalog import FILE as CATALOG_FILE
 from index.catalog import Catalog
 from index.contents import Contents, Searching, State
 from index.errors import GalleryError, InvalidArgumentError, ItemNotFoundError, ModelMismatchError
-from index.evaluation import Evaluation, Judged, check_wanted, evaluate
+from index.evaluation import Evaluation, check_wanted
 from index.evaluation import Progress as EvaluationProgress
 from index.files import folder_bytes, replace_folder
-from index.filters import Filter, either, field_type
+from index.filters import Filter, field_type
+from index.gallery_evaluation import judge_items, judge_photos
 from index.gallery_map import GalleryMap, draw, extend, read_map, write_map
 from index.items import KEEP, UNIT_TOLERANCE, Item, Keep, NewItem
 from index.kept_photos import PHOTOS_FOLDER
@@ -648,23 +649,14 @@ class Gallery:
             query_where = gallery_where = where
         queries = None if query_where is None else self._compiled(query_where)
         gallery = None if gallery_where is None else self._compiled(gallery_where)
-        state = self._live.state()
-        judged, unlabelled = self._judged(queries, gallery)
-        if _key(queries) == _key(gallery):
-            protocol = f"gallery leave-one-out, {_search_name(state, exact)}"
-            if gallery is not None:
-                protocol += f", where {gallery.key}"
-        else:
-            protocol = (
-                f"{_items_name(queries)} looked up in {_items_name(gallery)}, "
-                f"{_search_name(state, exact)}"
-            )
-        return evaluate(
-            judged,
+        return judge_items(
+            self._catalog,
+            self._live.state().index,
+            self.path.name,
+            queries,
+            gallery,
             ks,
-            protocol=protocol,
-            unlabelled=unlabelled,
-            index=None if exact else state.index,
+            exact=exact,
             clustering=clustering,
             per_class=per_class,
             hardest=hardest,
@@ -705,22 +697,15 @@ class Gallery:
         vectors = np.asarray(vectors, np.float32)
         self._check_vectors(vectors, "a photo's vector")
         gallery = None if gallery_where is None else self._compiled(gallery_where)
-        state = self._live.state()
-        ids, among, names = self._labelled(gallery)
-        outside = np.arange(len(ids) + len(labels)) >= len(ids)
-        return evaluate(
-            Judged.of(
-                np.concatenate([ids, -1 - np.arange(len(labels))]),
-                np.concatenate([among, vectors]),
-                [*names, *labels],
-                queries=outside,
-                gallery=~outside,
-            ),
+        return judge_photos(
+            self._catalog,
+            self._live.state().index,
+            self.path.name,
+            vectors,
+            labels,
+            gallery,
             ks,
-            protocol=f"{len(labels)} photos looked up in {_items_name(gallery)}, "
-            f"{_search_name(state, exact)}",
-            unlabelled=self._catalog.count(gallery) - len(ids),
-            index=None if exact else state.index,
+            exact=exact,
             clustering=clustering,
             per_class=per_class,
             hardest=hardest,
@@ -797,38 +782,6 @@ class Gallery:
         snapshot(self.path, Path(path))
 
     # Inside
-
-    def _judged(self, queries: Filter | None, gallery: Filter | None) -> tuple[Judged, int]:
-        """Items of both sides, and how many more there are without a label."""
-        ids, vectors, labels = self._labelled(gallery)
-        if _key(queries) == _key(gallery):
-            everything = np.ones(len(ids), np.bool_)
-            judged = Judged.of(ids, vectors, labels, queries=everything, gallery=everything)
-            return judged, self._catalog.count(gallery) - len(ids)
-        asking, asking_vectors, asking_labels = self._labelled(queries)
-        all_ids, first = np.unique(np.concatenate([ids, asking]), return_index=True)
-        all_labels = labels + asking_labels
-        judged = Judged.of(
-            all_ids,
-            np.concatenate([vectors, asking_vectors])[first],
-            [all_labels[row] for row in first],
-            queries=np.isin(all_ids, asking),
-            gallery=np.isin(all_ids, ids),
-        )
-        union = None if queries is None or gallery is None else either(queries, gallery)
-        return judged, self._catalog.count(union) - len(all_ids)
-
-    def _labelled(
-        self, where: Filter | None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], list[str]]:
-        ids, vectors, labels = self._catalog.labelled(where)
-        if not labels:
-            among = "" if where is None else f", where {where.key}"
-            raise InvalidArgumentError(
-                f"gallery {self.path.name} has no labelled items{among}, and recall@K needs "
-                "labels: index photos from class folders, or a CSV with a `label` column."
-            )
-        return ids, vectors, labels
 
     def _compiled(self, where: Where) -> Filter:
         return self._catalog.compile(where)
@@ -926,18 +879,6 @@ def expect_model(path: GalleryAddress, sha256: str, model: Model) -> None:
             f"({model.sha256[:12]}…): vectors of different models do not compare. Use the model it "
             "was built with, or build a new gallery."
         )
-
-
-def _key(where: Filter | None) -> str | None:
-    return None if where is None else where.key
-
-
-def _items_name(where: Filter | None) -> str:
-    return "all items" if where is None else f"items where {where.key}"
-
-
-def _search_name(state: State, exact: bool) -> str:
-    return "exact search" if exact else f"search by its {state.index.kind} index"
 
 
 def _at_least(

@@ -22,10 +22,12 @@ __all__ = [
     "Item",
     "Keep",
     "NewItem",
+    "check_item",
     "check_texts",
     "expect_all",
     "storable",
     "taken",
+    "without_taken_away",
 ]
 
 #: How far from 1 the length of a vector may be.
@@ -117,6 +119,32 @@ def check_texts(
             check_text(f"the {name} of {what}", text)
     if external_id == "":
         raise InvalidArgumentError(f"the sku of {what} is empty: give one, or none.")
+
+
+def check_item(item: NewItem, dim: int) -> None:
+    """Refuse an item that no gallery of vectors of ``dim`` values can hold.
+
+    Raises:
+        InvalidArgumentError: text that cannot be stored, or a vector of another length.
+    """
+    name = str(item.image)
+    check_texts(
+        name, root=str(item.root), path=item.path, label=item.label, external_id=item.external_id
+    )
+    if item.vector.shape != (dim,):
+        raise InvalidArgumentError(
+            f"the vector of {name} has shape {list(item.vector.shape)}; this gallery holds {dim} "
+            "values a vector."
+        )
+
+
+def without_taken_away(
+    merged: Mapping[str, AttributeValue], changes: Mapping[str, AttributeValue]
+) -> dict[str, AttributeValue]:
+    """Attributes after ``changes`` were merged into them: None as a change takes one away."""
+    return {
+        name: value for name, value in merged.items() if value is not None or name not in changes
+    }
 
 
 def expect_all(ids: Sequence[int], found: Mapping[int, object]) -> None:

@@ -24,12 +24,22 @@ from index.errors import (
     FilterError,
     GalleryError,
     GalleryUnavailableError,
-    InvalidArgumentError,
     OutcomeUnknownError,
 )
 from index.filter_dialects import MilvusDialect
 from index.filters import Filter, compile_where, field_type
-from index.items import KEEP, Item, Keep, NewItem, check_texts, expect_all, storable, taken
+from index.items import (
+    KEEP,
+    Item,
+    Keep,
+    NewItem,
+    check_item,
+    check_texts,
+    expect_all,
+    storable,
+    taken,
+    without_taken_away,
+)
 from index.kept_photos import PHOTOS_FOLDER
 from index.milvus_client import Row
 from index.milvus_ids import IdMaker
@@ -139,11 +149,7 @@ class MilvusCatalog:
             row = self._rows_to_change([item_id], ALL_FIELDS)[item_id]
             merged = attributes_of(row) | dict(attributes or {})
             new = self._new_types([(f"item {item_id}", merged)])
-            kept = {
-                name: value
-                for name, value in merged.items()
-                if value is not None or name not in (attributes or {})
-            }
+            kept = without_taken_away(merged, attributes or {})
             own_label = row["label"] if row["has_label"] else None
             own_sku = row["sku"] if row["has_sku"] else None
             if external_id is not KEEP and external_id is not None:
@@ -368,16 +374,7 @@ class MilvusCatalog:
     def _check(self, items: Sequence[NewItem]) -> dict[str, FieldType]:
         """Refuse items that cannot be stored; gives the types of attributes that are new."""
         for item in items:
-            name = str(item.image)
-            check_texts(
-                name, root=str(item.root), path=item.path, label=item.label,
-                external_id=item.external_id,
-            )  # fmt: skip
-            if item.vector.shape != (self.dim,):
-                raise InvalidArgumentError(
-                    f"the vector of {name} has shape {list(item.vector.shape)}; this gallery holds "
-                    f"{self.dim} values a vector."
-                )
+            check_item(item, self.dim)
         new = self._new_types([(str(item.image), item.attributes) for item in items])
         for item in items:
             check_sizes(str(item.image), item.label, item.external_id, item.attributes)

@@ -7,12 +7,13 @@ keeps a copy of it in its cache.
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from index.address import MilvusAddress
 from index.approximate import RequestedKind
-from index.errors import GalleryError, ModelMismatchError
+from index.errors import GalleryError, ModelError, ModelMismatchError
 from index.files import sha256_bytes
 from index.kept_photos import PHOTOS_FOLDER
 from index.milvus_catalog import MilvusCatalog
@@ -59,7 +60,7 @@ def create(
         open_store(address.store)  # what is wrong with it is found before anything is made
     connection = MilvusConnection(address)
     try:
-        place = Place.create(
+        Place.create(
             connection,
             Described.new(
                 model_sha256=model.sha256,
@@ -70,7 +71,6 @@ def create(
             ),
             prepare=lambda notes: _prepare(notes, address, model),
         )
-        assert place.notes.has_files(_model_key(model.sha256))
     finally:
         connection.close()
 
@@ -101,8 +101,7 @@ def open_parts(address: MilvusAddress, *, runtime: Runtime) -> MilvusParts:
     try:
         place = Place(connection)
         described = place.described
-        folder = _model_folder(place, described.model_sha256)
-        model = Model.load(folder, runtime=runtime, precision=described.precision)
+        model = _load_model(place, runtime)
         if model.sha256 != described.model_sha256:
             raise ModelMismatchError(
                 f"{address} was built with model {described.model_sha256[:12]}…, and keeps model "
@@ -123,10 +122,10 @@ def keep_model(notes: Notes, model: Model) -> None:
     key = _model_key(model.sha256)
     if notes.has_files(key):
         return
-    folder = cache_folder() / "models" / f"{model.sha256}-{_card_hash(model.path)}"
-    if not folder.is_dir():
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
         model.copy_to(folder)  # what inference needs, and nothing else
-    notes.put_files(key, sorted(file for file in folder.iterdir() if file.is_file()))
+        notes.put_files(key, sorted(folder.iterdir()))
 
 
 def _prepare(notes: Notes, address: MilvusAddress, model: Model) -> None:
@@ -135,8 +134,19 @@ def _prepare(notes: Notes, address: MilvusAddress, model: Model) -> None:
         notes.put(STORE_NOTE, address.store)
 
 
-def _model_folder(place: Place, sha256: str) -> Path:
-    """The model's folder on this machine, fetched if it is not there."""
+def _load_model(place: Place, runtime: Runtime) -> Model:
+    """The gallery's model, from this machine's cache if it is there and whole."""
+    precision = place.described.precision
+    try:
+        return Model.load(_model_folder(place), runtime=runtime, precision=precision)
+    except ModelError:
+        folder = _model_folder(place, anew=True)
+        return Model.load(folder, runtime=runtime, precision=precision)
+
+
+def _model_folder(place: Place, *, anew: bool = False) -> Path:
+    """The model's folder on this machine, fetched if it is not there, or ``anew``."""
+    sha256 = place.described.model_sha256
     key = _model_key(sha256)
     card = place.notes.get(f"{key}.files")
     if card is None:
@@ -145,17 +155,13 @@ def _model_folder(place: Place, sha256: str) -> Path:
             "with: it was removed by something else. Build the gallery anew."
         )
     folder = cache_folder() / "models" / f"{sha256}-{sha256_bytes(card.encode())[:16]}"
-    if not folder.is_dir():
+    if anew or not folder.is_dir():
         place.notes.get_files(key, folder)
     return folder
 
 
 def _model_key(sha256: str) -> str:
     return f"model/{sha256}"
-
-
-def _card_hash(folder: Path) -> str:
-    return sha256_bytes((folder / "model.json").read_bytes())[:16]
 
 
 def cache_folder() -> Path:

@@ -12,7 +12,7 @@ __all__ = ["literal"]
 ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
-def literal(value: str | int | float | bool | Sequence[str | int]) -> str:
+def literal(value: str | int | float | bool | Sequence[str | int | float | bool]) -> str:
     """A text, a number, a boolean, or a list of texts or integers."""
     if isinstance(value, str):
         return f'"{value.translate(ESCAPES)}"'

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
+from index.memory import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, mallopt
 
 __all__ = ["keep_freed_memory"]
 
-# From glibc's malloc.h.
-M_TRIM_THRESHOLD = -1
-M_MMAP_THRESHOLD = -3
 LARGEST = 2**31 - 1
 
 
@@ -20,9 +16,5 @@ def keep_freed_memory() -> None:
     clearing their pages anew took most of a CPU step (MobileNetV2, 64 photos: 5 photos a second
     without this, 28 with it). Elsewhere than on glibc nothing happens.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGEST)
-        mallopt(M_TRIM_THRESHOLD, LARGEST)
+    mallopt(M_MMAP_THRESHOLD, LARGEST)
+    mallopt(M_TRIM_THRESHOLD, LARGEST)
