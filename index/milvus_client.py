@@ -302,7 +302,7 @@ class MilvusConnection:
             return error  # not of the server's making
         if code == NOT_FOUND or ("not found" in text and "collection" in text):
             return GalleryError(f"{self.address}: {text}.")
-        if code in REFUSED or name in ("UNAUTHENTICATED", "PERMISSION_DENIED") or _refuses(text):
+        if any(_refuses(each) for each in _causes(error)):
             return GalleryError(
                 f"{self.address} refuses the name and password: give them in the address, as "
                 "milvus://USER:PASSWORD@HOST:PORT/NAME, or in DSCL_MILVUS_TOKEN."
@@ -359,13 +359,30 @@ class _Deletions:
 _deletions = _Deletions()
 
 
-def _code_of(error: Exception) -> Any:
+def _code_of(error: BaseException) -> Any:
     code = getattr(error, "code", None)
     return code() if callable(code) else code
 
 
-def _refuses(text: str) -> bool:
-    return any(each in text.lower() for each in ("auth check failure", "unauthenticated"))
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it came from: pymilvus calls all that fails at connecting the same."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _refuses(error: BaseException) -> bool:
+    """Whether it is about who asks."""
+    code = _code_of(error)
+    name = getattr(code, "name", "")
+    return (
+        code in REFUSED
+        or name in ("UNAUTHENTICATED", "PERMISSION_DENIED")
+        or "auth check failure" in str(error).lower()
+    )
 
 
 def _parts(rows: Sequence[Row], row_bytes: int) -> Iterator[list[Row]]:

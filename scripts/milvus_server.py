@@ -15,7 +15,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ADDRESS", "HOME_VARIABLE", "MilvusServer", "MilvusServerError"]
+__all__ = ["ADDRESS", "HOME_VARIABLE", "ROOT_TOKEN", "MilvusServer", "MilvusServerError"]
 
 PORT = 19530
 HEALTH_PORT = 9091
@@ -38,6 +38,11 @@ MilvusServerConfig(data_dir=sys.argv[1], proxy_port={PORT}).resolve()
 #: How often the server tells its parts the time, in ms. A read that is to see a change waits for
 #: the next time: of the hundreds in the tests each would take a fifth of a second.
 OWN_TICK, TICK = "timeTickInterval: 200", "timeTickInterval: 10"
+
+AUTHORIZATION = "authorizationEnabled: "
+
+#: Who Milvus lets in from the beginning.
+ROOT_TOKEN = "root:Milvus"
 
 
 class MilvusServerError(Exception):
@@ -68,14 +73,18 @@ class MilvusServer:
     def configure(self, python: Path) -> None:
         """Write the configuration, once, by the Python that has the package ``milvus``."""
         subprocess.run([python, "-c", CONFIGURE, self.folder], check=True)
-        file = self.folder / "configs" / "milvus.yaml"
-        text = file.read_text(encoding="utf-8")
-        if OWN_TICK not in text:
-            raise MilvusServerError(f"{file} does not say {OWN_TICK!r}: this is another release.")
-        file.write_text(text.replace(OWN_TICK, TICK), encoding="utf-8")
+        self._replace_setting(OWN_TICK, TICK)
 
-    def start(self) -> None:
+    def require_password(self, required: bool) -> None:
+        """From its next start, let the server answer those alone who give a name and password."""
+        now, then = (f"{AUTHORIZATION}{str(each).lower()}" for each in (not required, required))
+        self._replace_setting(now, then)
+
+    def start(self, *, token: str = "") -> None:
         """Start the server, on the data it had, and return when it answers.
+
+        Args:
+            token: ``name:password``, where it asks for that.
 
         Raises:
             MilvusServerError: it ended, or does not answer in time; with the end of its log.
@@ -98,7 +107,7 @@ class MilvusServer:
             )
         self._pid_file.write_text(str(process.pid), encoding="utf-8")
         end = time.monotonic() + START_S
-        while not _answers():
+        while not _answers(token):
             if process.poll() is not None:
                 raise MilvusServerError(
                     f"the Milvus server ended with {process.returncode}:\n{self.log()}"
@@ -128,12 +137,19 @@ class MilvusServer:
         lines = (self.folder / "output.txt").read_text(errors="replace").splitlines()
         return "\n".join(lines[-20:])
 
+    def _replace_setting(self, before: str, after: str) -> None:
+        file = self.folder / "configs" / "milvus.yaml"
+        text = file.read_text(encoding="utf-8")
+        if before not in text:
+            raise MilvusServerError(f"{file} does not say {before!r}: this is another release.")
+        file.write_text(text.replace(before, after), encoding="utf-8")
+
     @property
     def _pid_file(self) -> Path:
         return self.folder / "milvus.pid"
 
 
-def _answers() -> bool:
+def _answers(token: str) -> bool:
     """Whether the server says that all its parts are well, and answers a call."""
     from pymilvus import MilvusClient, MilvusException
 
@@ -143,7 +159,7 @@ def _answers() -> bool:
         ) as response:
             if b"OK" not in response.read():
                 return False
-        client = MilvusClient(f"http://{ADDRESS}", timeout=5)
+        client = MilvusClient(f"http://{ADDRESS}", token=token, timeout=5)
     except (OSError, MilvusException):
         return False
     try:
