@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ import pytest
 
 from index import Gallery, Model
 from index.address import MilvusAddress, parse_address
-from index.errors import GalleryError
+from index.errors import GalleryError, GalleryUnavailableError
 from index.milvus_client import MilvusConnection
+from scripts.milvus_server import START_S
 from tests.index.oracle_gallery import OracleGallery
 
 #: host:port of a Milvus server that the tests may make galleries on, and remove them from.
@@ -124,16 +126,30 @@ def lite(folder: Path) -> Iterator[Path]:
 
 
 def drop(url: str) -> None:
-    """Remove all that there is of a gallery on Milvus."""
+    """Remove all that there is of a gallery on Milvus.
+
+    A server that was killed drops nothing for some half a minute after it answers again.
+    """
     address = parse_address(url)
     assert isinstance(address, MilvusAddress)
     connection = MilvusConnection(address)
+    end = time.monotonic() + START_S
+
+    def call(*arguments: str) -> Any:
+        while True:
+            try:
+                return connection.call(*arguments)
+            except GalleryUnavailableError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+
     try:
         with suppress(GalleryError):  # it has no alias
-            connection.call("drop_alias", address.name)
-        for each in connection.call("list_collections"):
+            call("drop_alias", address.name)
+        for each in call("list_collections"):
             if each.startswith(f"{address.name}__") or each == address.name:
-                connection.call("drop_collection", each)
+                call("drop_collection", each)
     finally:
         connection.close()
 

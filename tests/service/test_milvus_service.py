@@ -17,8 +17,7 @@ import pytest
 from index import Gallery
 from index.address import parse_address
 from index.copying import copy_gallery
-from index.errors import GalleryError
-from scripts.milvus_server import ROOT_TOKEN, START_S, MilvusServer
+from scripts.milvus_server import START_S, MilvusServer
 from service.job_states import GONE_S
 from service.keys import new_key
 from tests.deploy.programs import proxying
@@ -27,7 +26,6 @@ from tests.service.api import nearest, send
 from tests.service.problem import check_problem
 from tests.service.running import Server, eventually, serving
 from tests.service.zips import photo_bytes, slow_photos, zip_of
-from tests.tiny_model import make_model_folder
 
 pytestmark = NEEDS_SERVER
 
@@ -323,32 +321,3 @@ def test_a_killed_replica_leaves_searches_to_the_other_and_its_job_reads_as_inte
     job = left.client.get(path).json()
     assert (job["state"], job["problem"]["code"]) == ("interrupted", "interrupted")
     assert job["finished"]
-
-
-def test_a_wrong_password_is_told_and_makes_nothing(tmp_path, monkeypatch):
-    """A server that asks for one: with none, a wrong one, a name that it does not know."""
-    monkeypatch.setenv("DSCL_CACHE", str(tmp_path / "cache"))
-    model = make_model_folder(tmp_path / "model")
-    name = f"test_{secrets.token_hex(6)}"
-    server = MilvusServer.of_environment()
-    assert server is not None
-    server.kill()
-    server.require_password(True)
-    try:
-        server.start(token=ROOT_TOKEN)
-        for who in ("", "root:hunter2@", "nobody:hunter2@"):
-            for use in (lambda url: Gallery.create(url, model), Gallery.open):
-                with pytest.raises(GalleryError, match="refuses the name and password") as caught:
-                    use(f"milvus://{who}{SERVER}/{name}")
-                assert caught.value.code == "gallery_invalid"  # asking again does not help
-                assert "hunter2" not in str(caught.value)
-        with pytest.raises(GalleryError, match="there is no gallery at"):
-            Gallery.open(f"milvus://{ROOT_TOKEN}@{SERVER}/{name}")
-        monkeypatch.setenv("DSCL_MILVUS_TOKEN", ROOT_TOKEN)
-        with Gallery.create(f"milvus://{SERVER}/{name}", model) as gallery:
-            assert len(gallery) == 0
-        drop(f"milvus://{SERVER}/{name}")
-    finally:
-        server.kill()
-        server.require_password(False)
-        server.start()
