@@ -88,7 +88,7 @@ class Sizes:
     rounds: int
 
 
-FULL = Sizes(items=100_000, queries=200, seconds=10, clients=8, photos=2000, rounds=5)
+FULL = Sizes(items=100_000, queries=200, seconds=10, clients=8, photos=6000, rounds=5)
 
 #: Enough to see that everything works; the figures mean nothing.
 QUICK = Sizes(items=2000, queries=20, seconds=2, clients=4, photos=64, rounds=1)

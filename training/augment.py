@@ -37,7 +37,7 @@ CHUNK = 16
 
 #: Without workers, photos of a larger batch are drawn twice rather than held: memory does not grow
 #: with the batch.
-HELD_BYTES = 192 * 2**20
+HELD_BYTES = 128 * 2**20
 
 #: Which photo, and the seed of its augmentation.
 Key = tuple[int, int]
