@@ -27,7 +27,7 @@ from training.options import (
     typed_arguments,
     typed_command,
 )
-from training.settings import TrainSettings
+from training.settings import Embedding, TrainSettings
 
 if TYPE_CHECKING:
     from training.run import Run
@@ -148,22 +148,43 @@ def _resumed_settings(
 @click.option("--seed", default=0, show_default=True, help="For --weights none.")
 @click.option("--int8", is_flag=True,
               help="Also in int8: faster on a CPU, less exact; says how much.")  # fmt: skip
+@click.option("--embedding", type=click.Choice(get_args(Embedding)),
+              help="With --run: index this, rather than what the run says.")  # fmt: skip
+@click.option("--feature-power", type=float, help="With --run: as of dscl train.")
+@click.option("--mirror/--no-mirror", default=None, help="With --run: as of dscl train.")
 @click.option("--out", type=PATH, help="The model folder.  [required with --backbone]")
-def export(run_path: Path | None, backbone: str | None, int8: bool, **options: Any) -> None:
+def export(
+    run_path: Path | None,
+    backbone: str | None,
+    int8: bool,
+    embedding: Embedding | None,
+    feature_power: float | None,
+    mirror: bool | None,
+    **options: Any,
+) -> None:
     """Write a model folder: a run's last checkpoint, or a frozen backbone.
 
-    With a frozen backbone, photos can be searched at once, without labels or training.
+    With a frozen backbone, photos can be searched at once, without labels or training. Of a run,
+    model, figures and report are replaced.
     """
     if (run_path is None) == (backbone is None):
         raise click.UsageError("Give either --backbone or --run.")
+    changes: dict[str, Any] = {
+        "embedding": embedding, "feature_power": feature_power, "mirror": mirror
+    }  # fmt: skip
+    changes = {name: value for name, value in changes.items() if value is not None}
     if run_path is not None:
         from training.finish import finish
         from training.preparation import resume_network
         from training.run import Run
 
         run = Run.open(run_path)
+        run.settings = dataclasses.replace(run.settings, **changes)
         finish(run, *resume_network(run, echo=click.echo), int8=int8, echo=click.echo)
+        run.keep_settings()
         return
+    if changes:
+        raise click.UsageError("--embedding, --feature-power and --mirror go with --run.")
     if options["out"] is None:
         raise click.UsageError("Missing option '--out', the model folder to write.")
     if options["dim"] is not None and options["whiten_on"] is None:

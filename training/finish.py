@@ -29,7 +29,7 @@ from training.embed import BATCH, embed
 from training.evaluation import KS, row, write_evaluation
 from training.export import export
 from training.feature_cache import cached_features
-from training.inference import Features, InferenceNetwork, chosen
+from training.inference import InferenceNetwork, Views, chosen
 from training.inputs import evaluation_loader, side, split
 from training.machine import Machine
 from training.network import EmbeddingNetwork
@@ -71,7 +71,7 @@ def finish(
         get_args(Embedding), key=lambda embedding: embedding != settings.embedding
     )
     whitenings = {
-        embedding: _whitening(settings, chosen(known, network.head, embedding), fitted.labels)
+        embedding: _whitening(settings, _chosen(settings, known, network, embedding), fitted.labels)
         for embedding in order
     }
     whitening = whitenings[settings.embedding]
@@ -81,7 +81,9 @@ def finish(
     if photos is not None:
         tested = _features(run, photos, network, machine, "Test classes")
         judged = {
-            embedding: _unit(whitenings[embedding].apply(chosen(tested, network.head, embedding)))
+            embedding: _unit(
+                whitenings[embedding].apply(_chosen(settings, tested, network, embedding))
+            )
             for embedding in order
         }
         nmi = settings.transductive
@@ -94,7 +96,7 @@ def finish(
         ]
         measured = {key: value for key, value in rows[0].items() if key != "name"}
         if settings.transductive:
-            raw = chosen(tested, network.head, settings.embedding).double().numpy()
+            raw = _chosen(settings, tested, network).numpy()
             spectral = evaluate_transductive(raw, photos.labels, ks=KS, queries=queries)
             name = f"{settings.loss}, transductive (normalised spectral clustering)"
             rows.append(row(name, spectral))
@@ -103,7 +105,7 @@ def finish(
             echo(f"Test ({protocol}), {line['name']}: {_figures(line)}")
         also: dict[str, NDArray[Any]] = {}
         if settings.save_embeddings:
-            trained = whitening.apply(chosen(known, network.head, settings.embedding))
+            trained = whitening.apply(_chosen(settings, known, network))
             also = {"train_embeddings": _unit(trained), "train_labels": fitted.labels}
         write_evaluation(
             run.evaluation_folder,
@@ -117,7 +119,11 @@ def finish(
     unfold_batch_norm(network.backbone.network)  # ONNX Runtime does so by itself, once
     card = export(
         InferenceNetwork.trained(
-            network, whitening, embedding=settings.embedding, mirror=settings.mirror
+            network,
+            whitening,
+            embedding=settings.embedding,
+            mirror=settings.mirror,
+            power=settings.feature_power,
         ),
         run.model_folder,
         name=_name(settings),
@@ -163,12 +169,12 @@ def validate(
     keep = np.zeros(len(photos), np.bool_)
     keep[np.linspace(0, len(photos) - 1, min(len(photos), max(8 * width, 1))).astype(int)] = True
     some = photos.subset(keep)
-    module = Features(network.backbone, mirror=settings.mirror)
+    module = Views(network.backbone, mirror=settings.mirror)
 
     def features(of: Photos, description: str) -> Tensor:
         loader = evaluation_loader(settings, of)
-        embedded = embed(module, loader, machine.device, description, workers=machine.workers)
-        return chosen(embedded, network.head, settings.embedding)
+        views = embed(module, loader, machine.device, description, workers=machine.workers)
+        return _chosen(settings, views, network)
 
     whitening = _whitening(settings, features(some, "Whitening"), some.labels)
     embeddings = _unit(whitening.apply(features(held_out, "Held-out classes")))
@@ -231,16 +237,28 @@ def _judges(
 def _features(
     run: Run, photos: Photos, network: EmbeddingNetwork, machine: Machine, description: str
 ) -> Tensor:
-    """float32 (n, p), as the exported model computes them."""
+    """float32 (n, v, p) of each view, as the exported model computes them."""
     settings = run.settings
     if settings.method == "last-layer" and not settings.mirror:
-        return torch.tensor(frozen_features(run, photos, network.backbone, machine))
+        return torch.tensor(frozen_features(run, photos, network.backbone, machine))[:, None]
     return embed(
-        Features(network.backbone, mirror=settings.mirror),
+        Views(network.backbone, mirror=settings.mirror),
         evaluation_loader(settings, photos),
         machine.device,
         description,
         workers=machine.workers,
+    )
+
+
+def _chosen(
+    settings: TrainSettings,
+    views: Tensor,
+    network: EmbeddingNetwork,
+    embedding: Embedding | None = None,
+) -> Tensor:
+    """What is whitened: of the embedding that is exported, or of another."""
+    return chosen(
+        views, network.head, embedding or settings.embedding, power=settings.feature_power
     )
 
 

@@ -52,18 +52,15 @@ class LastMap:
 class Shares(nn.Module):
     """Map → shares, float [n, h, w, m]; summed over h and w they are the embedding, unscaled."""
 
-    def __init__(
-        self, layers: Sequence[nn.Module], projection: nn.Linear | None, *, pooled: bool
-    ) -> None:
+    def __init__(self, layers: Sequence[nn.Module], *, pooled: bool) -> None:
         """What follows the map.
 
         Args:
-            layers: of the backbone, in order: linear ones, ``GATES``, and normalisations.
-            projection: after the backbone.
+            layers: in order: linear ones, ``GATES``, ``Power``, and normalisations.
             pooled: the map is averaged over positions; else its values are strung together.
         """
         super().__init__()
-        self.layers = nn.ModuleList([*layers, *([] if projection is None else [projection])])
+        self.layers = nn.ModuleList(layers)
         self.pooled = pooled
 
     def forward(self, feature_map: Tensor) -> Tensor:
@@ -89,12 +86,12 @@ class TokenShares(nn.Module):
     are taken as they are. What it had gathered in earlier blocks belongs to no position.
     """
 
-    def __init__(self, transformer: Any, projection: nn.Linear | None) -> None:
-        """``transformer``: torchvision's ``VisionTransformer``."""
+    def __init__(self, transformer: Any, layers: Sequence[nn.Module]) -> None:
+        """``transformer``: torchvision's ``VisionTransformer``; ``layers``: what follows it."""
         super().__init__()
         self.block = transformer.encoder.layers[-1]
         self.norm = transformer.encoder.ln
-        self.projection = projection
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Input of the last block, float [n, 1 + h · w, c], h = w → [n, h, w, m]."""
@@ -117,7 +114,9 @@ class TokenShares(nn.Module):
         for layer in self.block.mlp:
             within = _through(layer, within)
         shares = _through(self.norm, shares + within)
-        return shares if self.projection is None else _through(self.projection, shares)
+        for layer in self.layers:
+            shares = _through(layer, shares)
+        return shares
 
 
 class WithMaps(nn.Module):
@@ -153,6 +152,9 @@ def find_shares(network: InferenceNetwork, pixels: Tensor) -> tuple[LastMap, nn.
         None if the embedding does not add up over the positions of any map that it looks at.
     """
     backbone = network.backbone
+    after: list[nn.Module] = [network.features.power]
+    if network.projection is not None:
+        after.append(network.projection)
     with torch.inference_mode():
         with _watched(backbone) as calls:
             features = backbone(pixels)
@@ -161,9 +163,9 @@ def find_shares(network: InferenceNetwork, pixels: Tensor) -> tuple[LastMap, nn.
             if not _adds_up(backbone_shares, feature_map, features):
                 continue
             if isinstance(backbone_shares, TokenShares):
-                return where, TokenShares(backbone.network, network.projection)
-            layers = list(backbone_shares.layers)
-            return where, Shares(layers, network.projection, pooled=backbone_shares.pooled)
+                return where, TokenShares(backbone.network, after)
+            layers = [*backbone_shares.layers, *after]
+            return where, Shares(layers, pooled=backbone_shares.pooled)
     return None
 
 
@@ -205,7 +207,7 @@ def _candidates(
     """Places where the map may be, from the end, with what would make shares of it."""
     blocks = [i for i, call in enumerate(calls) if _is_block(call.module)]
     if blocks:
-        yield LastMap(blocks[-1], given=True), TokenShares(backbone.network, None)
+        yield LastMap(blocks[-1], given=True), TokenShares(backbone.network, [])
         return
     layers: list[nn.Module] = []
     end = len(calls)
@@ -221,10 +223,10 @@ def _candidates(
             if tensor.ndim != 4:
                 continue
             for rectified in (False, True):
-                yield LastMap(call, given, rectified), Shares(layers, None, pooled=True)
+                yield LastMap(call, given, rectified), Shares(layers, pooled=True)
                 if layers and isinstance(layers[0], nn.Linear):
-                    yield LastMap(call, given, rectified), Shares(layers, None, pooled=False)
-            yield LastMap(call, given, channels_last=True), Shares(layers, None, pooled=True)
+                    yield LastMap(call, given, rectified), Shares(layers, pooled=False)
+            yield LastMap(call, given, channels_last=True), Shares(layers, pooled=True)
 
 
 def _is_vector(call: _Call) -> bool:

@@ -136,6 +136,10 @@ class Run:
             raise RunError(f"{path} is not a run folder: settings.json: {error}.") from error
         return cls(path, TrainSettings.from_dict(values))
 
+    def keep_settings(self) -> None:
+        """Keep the settings that were changed since the run was made."""
+        _write_json(self.path / "settings.json", self.settings.to_dict())
+
     def note_device(self, device: str) -> None:
         """Keep with the run what it computes on."""
         file = self.path / "run.json"

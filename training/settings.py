@@ -161,6 +161,12 @@ class TrainSettings:
         "Export",
         "What is indexed, whitened: the head's output, or the backbone's features.",
     )
+    feature_power: float = _setting(
+        1.0,
+        "Export",
+        "Power of features that are indexed, before whitening; 0.5 evens out strong ones, 1 "
+        "leaves them.",
+    )
     whitening: WhiteningKind = _setting(
         "within-class",
         "Export",
@@ -219,7 +225,7 @@ class TrainSettings:
         for name in ("warmup", "color"):
             if not 0 <= getattr(self, name) <= 1:
                 raise _out_of_range(name, getattr(self, name), "0 … 1")
-        for name in ("min_area", "layer_decay"):
+        for name in ("min_area", "layer_decay", "feature_power"):
             if not 0 < getattr(self, name) <= 1:
                 raise _out_of_range(name, getattr(self, name), "above 0, at most 1")
         if not 0 <= self.average < 1:

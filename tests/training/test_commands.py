@@ -66,6 +66,7 @@ def test_a_mistake_in_the_input_is_one_line_and_status_1(tmp_path: Path) -> None
         (["export", "--backbone", "small_cnn"], "Missing option '--out'"),
         (["export", "--backbone", "small_cnn", "--out", "m", "--dim", "8"], "needs --whiten-on"),
         (["export", "--backbone", "small_cnn", "--out", "m", "--resize", "x"], "'x' is not one of"),
+        (["export", "--backbone", "small_cnn", "--out", "m", "--mirror"], "go with --run"),
         (["train", "--data", "d", "--device", "gpu"], "'gpu' is not one of"),
         (["train", "--data", "d", "--epochs", "many"], "'many' is not a valid integer"),
         (["data", "render"], "Missing option '--out'"),
@@ -387,6 +388,31 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
     assert isinstance(result.exception, DsclError)
     assert message in str(result.exception)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_exported_again_with_another_embedding(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "cars", classes=4, per_class=4)
+    printed(
+        "train", "--data", tmp_path / "cars", "--backbone", "small_cnn", "--weights", "none",
+        "--size", "32", "--dim", "2", "--batch-size", "8", "--images-per-class", "4",
+        "--epochs", "1", "--no-baseline", "--out", tmp_path / "run",
+    )  # fmt: skip
+    before = Model.load(tmp_path / "run" / "model")
+    assert before.card.dim == 2
+    said = printed(
+        "export", "--run", tmp_path / "run", "--embedding", "features", "--feature-power", "0.5",
+        "--mirror",
+    )  # fmt: skip
+    assert "backbone features" in said
+    model = Model.load(tmp_path / "run" / "model")
+    assert model.card.dim == 192
+    assert model.card.sha256 != before.card.sha256
+    photo = np.asarray(picture(0, height=32, width=32)).transpose(2, 0, 1)[None].copy()
+    mirrored = photo[:, :, :, ::-1].copy()
+    np.testing.assert_allclose(model.embed(photo), model.embed(mirrored), rtol=0, atol=1e-5)
+    changed = {"embedding": "features", "feature_power": 0.5, "mirror": True}
+    for kept in (Run.open(tmp_path / "run").settings.to_dict(), model.card.settings):
+        assert changed.items() <= kept.items()
 
 
 def test_exporting_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from tests.training.tiny_runs import (
 )
 from training import export, trainer
 from training.data import Photos
+from training.inference import Views
 from training.stop import Stopped
 from training.whitening import Whitening
 
@@ -175,6 +176,32 @@ def test_whitening_within_classes_mirror_images_and_a_ridge_reach_the_exported_n
     expected = unit(fitted.apply(raw(photos)).numpy())
     for found in (finished.saved("embeddings"), finished.embed(photos)):
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
+def test_a_power_is_of_the_features_of_each_view_and_of_nothing_else(
+    cars: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"epochs": 1, "mirror": True, "whitening_ridge": 0.5}
+    plain = finished_run(tmp_path / "plain", cars, embedding="features", **options)
+    finished = finished_run(
+        tmp_path / "run", cars, embedding="features", feature_power=0.5, **options
+    )
+    backbone, train = finished.trained().backbone, finished.data().train
+
+    def raw(of: Photos) -> torch.Tensor:
+        views = embedded(Views(backbone, mirror=True), finished.settings, of)
+        return torch.from_numpy(np.sqrt(np.maximum(views, 0).astype(float)).mean(axis=1))
+
+    fitted = Whitening.fit_within(raw(train), train.labels, ridge=0.5)
+    expected = unit(fitted.apply(raw(judges(finished))).numpy())
+    # Scores: axes along which these few photos hardly vary are each machine's own.
+    scores = expected @ expected.T
+    for found in (finished.saved("embeddings"), finished.embed(judges(finished))):
+        np.testing.assert_allclose(found @ found.T, scores, rtol=0, atol=2e-5)
+    others = plain.saved("embeddings")
+    assert np.abs(others @ others.T - scores).max() > 0.01
+    # The head has learned from the features as they are.
+    assert finished.evaluation()["rows"][1] == plain.evaluation()["rows"][1]
 
 
 class EmbeddingOfBoth(torch.nn.Module):

@@ -18,7 +18,7 @@ from index.model import Model
 from tests.photos import picture
 from training.backbones import Backbone
 from training.export import export
-from training.inference import Features, InferenceNetwork, chosen
+from training.inference import InferenceNetwork, Power, Views, chosen
 from training.network import EmbeddingNetwork
 from training.settings import Embedding
 from training.whitening import Whitening
@@ -55,33 +55,44 @@ def network() -> EmbeddingNetwork:
 
 
 def by_hand(
-    network: EmbeddingNetwork, pixels: Tensor, embedding: Embedding, mirror: bool
+    network: EmbeddingNetwork,
+    pixels: Tensor,
+    embedding: Embedding,
+    mirror: bool,
+    power: float = 1.0,
 ) -> NDArray[np.float64]:
     """What is to be whitened, float64 (n, m), one step after the other."""
     exact = copy.deepcopy(network).double()
-    features = run(exact.backbone, pixels).numpy()
-    if mirror:
-        features = (features + run(exact.backbone, mirrored(pixels)).numpy()) / 2
+    views = [pixels, mirrored(pixels)] if mirror else [pixels]
+    features = [run(exact.backbone, view).numpy() for view in views]
     if embedding == "features":
-        return features
-    return features @ exact.head.weight.detach().numpy().T + exact.head.bias.detach().numpy()
+        raised = [np.where(x < 0, -1, 1) * np.abs(x) ** power for x in features]
+        return np.mean(raised, axis=0)
+    weight, bias = (each.detach().numpy() for each in (exact.head.weight, exact.head.bias))
+    return np.mean(features, axis=0) @ weight.T + bias
 
 
-def whitening_of(network: EmbeddingNetwork, embedding: Embedding, mirror: bool) -> Whitening:
-    return Whitening.fit(torch.from_numpy(by_hand(network, photos(PHOTOS), embedding, mirror)))
+def whitening_of(
+    network: EmbeddingNetwork, embedding: Embedding, mirror: bool, power: float = 1.0
+) -> Whitening:
+    features = by_hand(network, photos(PHOTOS), embedding, mirror, power)
+    return Whitening.fit(torch.from_numpy(features))
 
 
 @pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize("embedding", ["head", "features"])
+@pytest.mark.parametrize("power", [1.0, 0.5])
 def test_the_network_is_its_parts_one_after_the_other(
-    network: EmbeddingNetwork, embedding: Embedding, mirror: bool
+    network: EmbeddingNetwork, embedding: Embedding, mirror: bool, power: float
 ) -> None:
-    whitening = whitening_of(network, embedding, mirror)
+    whitening = whitening_of(network, embedding, mirror, power)
     pixels = photos(5, first=100)
-    expected = by_hand(network, pixels, embedding, mirror) - whitening.mean.numpy()
+    expected = by_hand(network, pixels, embedding, mirror, power) - whitening.mean.numpy()
     expected = expected @ whitening.matrix.numpy()
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    inference = InferenceNetwork.trained(network, whitening, embedding=embedding, mirror=mirror)
+    inference = InferenceNetwork.trained(
+        network, whitening, embedding=embedding, mirror=mirror, power=power
+    )
     found = run(inference, pixels)
     assert found.dtype == torch.float32
     assert found.shape == (5, inference.dim)
@@ -113,19 +124,35 @@ def test_a_frozen_backbone_is_mirrored_too(network: EmbeddingNetwork) -> None:
     np.testing.assert_allclose(run(inference, pixels).numpy(), expected, rtol=0, atol=1e-6)
 
 
-def test_what_is_whitened_is_what_the_exported_network_projects(network: EmbeddingNetwork) -> None:
-    features = run(Features(network.backbone), photos(5))
-    assert chosen(features, network.head, "features") is features
-    projected = chosen(features, network.head, "head")
-    assert projected.dtype == torch.float64
-    assert not projected.requires_grad
-    torch.testing.assert_close(projected.float(), run(network, photos(5)), rtol=1e-5, atol=1e-6)
-
-
-def test_the_graph_of_a_mirrored_network_gives_its_embeddings(
-    network: EmbeddingNetwork, tmp_path: Path
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("embedding", ["head", "features"])
+def test_what_is_whitened_is_what_the_exported_network_projects(
+    network: EmbeddingNetwork, embedding: Embedding, mirror: bool
 ) -> None:
-    inference = InferenceNetwork.trained(network, whitening_of(network, "head", True), mirror=True)
+    pixels = photos(5)
+    views = run(Views(network.backbone, mirror=mirror), pixels)
+    assert views.shape == (5, 1 + mirror, network.backbone.features)
+    for power in (1.0, 0.5):
+        found = chosen(views, network.head, embedding, power=power)
+        assert found.dtype == torch.float64
+        assert not found.requires_grad
+        expected = by_hand(network, pixels, embedding, mirror, power)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_power_keeps_the_sign() -> None:
+    values = torch.tensor([[-4.0, -0.25, 0.0, 0.25, 4.0]])
+    assert Power(0.5)(values).tolist() == [[-2.0, -0.5, 0.0, 0.5, 2.0]]
+
+
+@pytest.mark.parametrize(("embedding", "power"), [("head", 1.0), ("features", 0.5)])
+def test_the_graph_of_a_mirrored_network_gives_its_embeddings(
+    network: EmbeddingNetwork, tmp_path: Path, embedding: Embedding, power: float
+) -> None:
+    whitening = whitening_of(network, embedding, True, power)
+    inference = InferenceNetwork.trained(
+        network, whitening, embedding=embedding, mirror=True, power=power
+    )
     # Which compares the two itself.
     export(
         inference, tmp_path / "model", name="car", height=SIDE, width=SIDE, resize="squash",

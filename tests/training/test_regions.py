@@ -27,12 +27,12 @@ def photos(n: int, side: int) -> NDArray[np.uint8]:
     return np.stack(pictures).transpose(0, 3, 1, 2).copy()
 
 
-def network(name: str, side: int, *, mirror: bool = False) -> InferenceNetwork:
+def network(name: str, side: int, *, mirror: bool = False, power: float = 1.0) -> InferenceNetwork:
     """With statistics in BatchNorm and biases that are not zero, as training leaves them."""
     torch.manual_seed(0)
     backbone = Backbone(name, size=side)
     projection = nn.Linear(backbone.features, DIM)
-    made = InferenceNetwork(backbone, projection, mirror=mirror)
+    made = InferenceNetwork(backbone, projection, mirror=mirror, power=power)
     if any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules()):
         with torch.no_grad():
             for _ in range(3):
@@ -62,9 +62,15 @@ FURTHER_LAYERS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "side", "grid"), LINEAR + FURTHER_LAYERS)
-def test_contributions_add_up_to_the_cosine(name: str, side: int, grid: tuple[int, int]) -> None:
-    made, pixels = network(name, side), torch.from_numpy(photos(2, side))
+@pytest.mark.parametrize(
+    ("name", "side", "grid", "power"),
+    [(*each, 1.0) for each in LINEAR + FURTHER_LAYERS]
+    + [(*LINEAR[0], 0.5), (*LINEAR[1], 0.5), (*FURTHER_LAYERS[-1], 0.5)],
+)
+def test_contributions_add_up_to_the_cosine(
+    name: str, side: int, grid: tuple[int, int], power: float
+) -> None:
+    made, pixels = network(name, side, power=power), torch.from_numpy(photos(2, side))
     found = find_shares(made, pixels)
     assert found is not None
     where, shares = found
@@ -137,8 +143,11 @@ def test_a_network_that_does_anything_else_has_no_shares() -> None:
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_the_exported_graphs_give_shares_that_add_up(tmp_path: Path, mirror: bool) -> None:
-    made = network("small_cnn", 64, mirror=mirror)
+@pytest.mark.parametrize("power", [1.0, 0.5])
+def test_the_exported_graphs_give_shares_that_add_up(
+    tmp_path: Path, mirror: bool, power: float
+) -> None:
+    made = network("small_cnn", 64, mirror=mirror, power=power)
     card = export(made, tmp_path / "model", name="car", height=64, width=64, resize="pad", facts={})
     assert card.regions is not None
     assert len(card.regions.maps) == 1 + mirror

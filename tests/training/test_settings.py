@@ -51,6 +51,7 @@ def test_a_value_below_the_least_is_refused_by_name(name: str, least: int) -> No
         ("warmup", [0, 1], [-0.1, 1.1, math.nan], r"0 … 1"),
         ("color", [0, 1], [-0.1, 1.1, math.nan], r"0 … 1"),
         ("min_area", [0.01, 1], [0, -1, 1.1, math.nan], r"above 0, at most 1"),
+        ("feature_power", [0.1, 1], [0, -1, 1.1, math.nan], r"above 0, at most 1"),
         ("resize", ["squash", "crop", "pad"], ["stretch", ""], r"squash or crop or pad"),
         ("batch_norm", ["auto", "frozen", "train"], ["eval", None], r"auto or frozen or train"),
         ("device", ["auto", "cpu", "cuda"], ["gpu", "cuda:0"], r"auto or cpu or cuda"),
