@@ -6,9 +6,10 @@
 Every run has the same backbone, d, resolution, augmentation, schedule, number of photos and
 threads, and the same export; only the loss, its batches and its rates differ. ``tune`` tries three
 settings of every loss on training classes held out, and keeps the best by the mean of R@1 of
-features and head; ``compare`` trains with these on the whole training half, with several seeds, and
-judges on the test classes. Runs that are done are kept, so both can be stopped and started again.
-``tune`` writes losses_tuning.json, ``compare`` losses.json and losses.svg, and both print a table.
+features and head, and square roots of the features where they are better; ``compare`` trains with
+these on the whole training half, with several seeds, and judges on the test classes. Runs that are
+done are kept, so both can be stopped and started again. ``tune`` writes losses_tuning.json,
+``compare`` losses.json and losses.svg, and both print a table.
 """
 
 from __future__ import annotations
@@ -17,18 +18,21 @@ import argparse
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from serving import DSCL
 
+from index.files import replace_folder
 from training.data import load_dataset
 from training.sampler import ClassBalancedBatches, plan_batch
 
@@ -53,6 +57,9 @@ PROXIES = SMALL_BATCHES | {"proxy-lr": 2e-2}
 
 #: Smaller crops and twice the colours: against overfitting.
 STRONG = {"min-area": 0.15, "color": 0.4}
+
+#: What is indexed of the features.
+POWER = {"feature-power": 0.5}
 
 #: What each peer is tried with. Higher rates lost 4 to 8 points in an earlier round.
 TRIALS: tuple[dict[str, Any], ...] = (
@@ -130,9 +137,16 @@ def tune(arguments: argparse.Namespace) -> None:
     for loss in losses:
         mine = [
             (statistics.mean(100 * pick(result["rows"], kind)["recall"]["1"] for kind in KINDS), i)
-            for i, result in enumerate(r for r in results if r["loss"] == loss)
+            for i, result in enumerate(results)
+            if tasks[i].loss == loss
         ]
-        chosen[loss] = CANDIDATES[loss][max(mine)[1]]
+        best = max(mine)[1]
+        # The features' power changes nothing else, so it is chosen by them, after the training.
+        raised = replace(tasks[best], own=tasks[best].own | POWER)
+        tasks.append(raised)
+        results.append(judged_again(tasks[best], raised, arguments))
+        features = [pick(results[i]["rows"], "features")["recall"]["1"] for i in (best, -1)]
+        chosen[loss] = tasks[best].own if features[0] >= features[1] else raised.own
     save(arguments, TUNING, tasks, results, {"held_out_classes": HELD_OUT, "chosen": chosen})
     print("| loss | settings | features R@1, MAP@R | head R@1, MAP@R | chosen |")
     print("|---|---|---|---|---|")
@@ -143,6 +157,7 @@ def tune(arguments: argparse.Namespace) -> None:
         )
         tried = f"K = {task.own['images-per-class']}, backbone rate {task.own['backbone-lr']:g}"
         tried += ", strong augmentation" if STRONG.items() <= task.own.items() else ""
+        tried += ", square roots of features" if POWER.items() <= task.own.items() else ""
         star = "yes" if chosen[task.loss] == task.own else ""
         print(f"| {task.loss} | {tried} | {figures} | {star} |")
 
@@ -172,6 +187,23 @@ def run_all(tasks: list[Task], arguments: argparse.Namespace) -> list[dict[str, 
         return list(pool.map(lambda task: run(task, arguments), tasks))
 
 
+def judged_again(task: Task, raised: Task, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures of what ``task`` has learned, exported with other settings."""
+    folder = run_folder(task, arguments)
+    copy = folder.with_name(f"{folder.name}-power")
+    if not copy.exists():
+        with replace_folder(copy) as fresh:
+            shutil.copytree(folder, fresh, dirs_exist_ok=True)
+            options = [f"--{key}={value}" for key, value in POWER.items()]
+            subprocess.run(
+                [sys.executable, *DSCL, "export", "--run", str(fresh), *options],
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL,
+                check=True,
+            )
+    return outcome(raised, copy, photos_of(task, arguments)[1])
+
+
 def save(
     arguments: argparse.Namespace,
     name: str,
@@ -193,13 +225,8 @@ def save(
 
 def run(task: Task, arguments: argparse.Namespace) -> dict[str, Any]:
     """One training run; its figures, and what it cost."""
-    data = load_dataset(
-        task.data, train_classes=None if task.train_classes is None else str(task.train_classes)
-    )
-    classes = len(np.unique(data.train.labels))
-    own = {"batch-size": classes * task.own["images-per-class"]} | task.own
-    epochs, photos = whole_epochs(own, data.train.labels, arguments.photos_per_class * classes)
-    folder = arguments.runs / f"{task.name}-{epochs}"
+    (epochs, photos), own = photos_of(task, arguments), with_batch(task)
+    folder = run_folder(task, arguments)
     costs = folder / "costs.json"
     if not costs.exists():
         options = COMMON | own | {"epochs": epochs, "seed": task.seed}
@@ -232,10 +259,15 @@ def run(task: Task, arguments: argparse.Namespace) -> dict[str, Any]:
             "whole": not started,
         }
         costs.write_text(json.dumps(cost))
+    return outcome(task, folder, photos)
+
+
+def outcome(task: Task, folder: Path, photos: int) -> dict[str, Any]:
+    """What a run folder says."""
     evaluation = json.loads((folder / "evaluation" / "evaluation.json").read_text())
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    figures = (f"{row['name']} {100 * row['recall']['1']:.1f}" for row in evaluation["rows"])
-    print(f"{task.name}, R@1: {'; '.join(figures)}", file=sys.stderr, flush=True)
+    recalls = (f"{row['name']} {100 * row['recall']['1']:.1f}" for row in evaluation["rows"])
+    print(f"{folder.name}, R@1: {'; '.join(recalls)}", file=sys.stderr, flush=True)
     return {
         "loss": task.loss,
         "seed": task.seed,
@@ -245,8 +277,33 @@ def run(task: Task, arguments: argparse.Namespace) -> dict[str, Any]:
         "images_per_s": statistics.median(
             line["images_per_s"] for line in metrics if line["images_per_s"]
         ),
-        **json.loads(costs.read_text()),
+        **json.loads((folder / "costs.json").read_text()),
     }
+
+
+def run_folder(task: Task, arguments: argparse.Namespace) -> Path:
+    """Where a run lies."""
+    folder: Path = arguments.runs / f"{task.name}-{photos_of(task, arguments)[0]}"
+    return folder
+
+
+def train_labels(task: Task) -> NDArray[np.int64]:
+    """The classes of the photos that a run learns from."""
+    train_classes = None if task.train_classes is None else str(task.train_classes)
+    return load_dataset(task.data, train_classes=train_classes).train.labels
+
+
+def with_batch(task: Task) -> dict[str, Any]:
+    """A task's own settings; where they name no batch, it holds every class."""
+    classes = len(np.unique(train_labels(task)))
+    return {"batch-size": classes * task.own["images-per-class"]} | task.own
+
+
+def photos_of(task: Task, arguments: argparse.Namespace) -> tuple[int, int]:
+    """Epochs of a run, and the photos in them all."""
+    labels = train_labels(task)
+    classes = len(np.unique(labels))
+    return whole_epochs(with_batch(task), labels, arguments.photos_per_class * classes)
 
 
 def whole_epochs(own: dict[str, Any], labels: NDArray[np.int64], photos: int) -> tuple[int, int]:
