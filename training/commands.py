@@ -175,9 +175,11 @@ def export(
     changes = {name: value for name, value in changes.items() if value is not None}
     if run_path is not None:
         from training.finish import finish
+        from training.memory import keep_freed_memory
         from training.preparation import resume_network
         from training.run import Run
 
+        keep_freed_memory()
         run = Run.open(run_path)
         run.settings = dataclasses.replace(run.settings, **changes)
         finish(run, *resume_network(run, echo=click.echo), int8=int8, echo=click.echo)
