@@ -153,6 +153,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.url_fetcher = fetcher
     install_middleware(app, settings)
     install_error_handlers(app)
+    app.include_router(search.photo_router)
     # /items/by-sku/… must be met before /items/{item_id}/similar, which is a search.
     for module in (
         items,
