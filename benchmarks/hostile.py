@@ -216,7 +216,8 @@ class Siege:
                 continue
             status = int(answer[9:12]) if answer.startswith(b"HTTP/1.1 ") else None
             answers[name] = status or "closed"
-            if status is not None and not 200 <= status < 500:
+            # 401 and 403 would mean that it was turned away before it was looked at.
+            if status is not None and (status in (401, 403) or not 200 <= status < 500):
                 self.findings.fault(f"{name}: {answer[:300]!r}")
         return answers
 
@@ -393,8 +394,8 @@ def exchange(port: int, data: bytes) -> bytes:
 def broken_requests(plain: bytes) -> dict[str, bytes]:
     """Each with the end of the stream or a mistake that the server must notice by itself."""
     head, _, body = plain.partition(b"\r\n\r\n")
-    line = b"GET /health/live HTTP/1.1\r\nHost: x\r\n"
-    form = b"POST /search HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data"
+    line = b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    form = b"POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data"
 
     def posted(kind: bytes, content: bytes) -> bytes:
         length = b"\r\nContent-Length: " + str(len(content)).encode()
@@ -404,18 +405,19 @@ def broken_requests(plain: bytes) -> dict[str, bytes]:
     return {
         "header of 1 MB": line + b"X: " + b"x" * 1_000_000 + b"\r\n\r\n",
         "100,000 headers": line + b"X: x\r\n" * 100_000 + b"\r\n",
-        "address of 1 MB": b"GET /" + b"x" * 1_000_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        "address of 1 MB": b"GET /" + b"x" * 1_000_000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
         "no HTTP": b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + bytes(500),
-        "unknown method": b"BREW /search HTTP/1.1\r\nHost: x\r\n\r\n",
+        "unknown method": b"BREW /search HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
         "negative length": line + b"Content-Length: -1\r\n\r\n",
         "huge length": form + b"; boundary=b\r\nContent-Length: 99999999999999999999\r\n\r\n",
         "two lengths": line + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
         "length and chunks": line
         + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "chunk of no length": line + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
-        "NUL in the path": b"GET /items/%00 HTTP/1.1\r\nHost: x\r\n\r\n",
-        "way up in the path": b"GET /web/..%2f..%2fapp.py HTTP/1.1\r\nHost: x\r\n\r\n",
-        "way up in an id": b"GET /items/..%2f..%2fetc%2fpasswd/image HTTP/1.1\r\nHost: x\r\n\r\n",
+        "NUL in the path": b"GET /items/%00 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        "way up in the path": b"GET /web/..%2f..%2fapp.py HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        "way up in an id": b"GET /items/..%2f..%2fetc%2fpasswd/image HTTP/1.1\r\n"
+        b"Host: 127.0.0.1\r\n\r\n",
         "no boundary": posted(b"", body),
         "another boundary": posted(b"; boundary=other", body),
         "boundary of 10 kB": posted(b"; boundary=" + b"b" * 10_000, body),
@@ -435,7 +437,7 @@ def broken_requests(plain: bytes) -> dict[str, bytes]:
             disposition + b'"file"; filename="../../\0/etc/x.jpg"\r\n\r\nx\r\n--b--\r\n',
         ),
         "HTTP/0.9": b"GET /\r\n\r\n",
-        "HTTP/9.9": b"GET / HTTP/9.9\r\nHost: x\r\n\r\n",
+        "HTTP/9.9": b"GET / HTTP/9.9\r\nHost: 127.0.0.1\r\n\r\n",
         "body less than said": head.replace(b"Content-Length: ", b"Content-Length: 9")
         + b"\r\n\r\n"
         + body,
