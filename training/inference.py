@@ -150,7 +150,8 @@ def chosen(views: Tensor, head: nn.Linear, embedding: Embedding, *, power: float
     """
     views = views.to("cpu", torch.float64)
     if embedding == "features":
-        return (views if power == 1 else Power(power)(views)).mean(dim=1)
+        raised: Tensor = Power(power)(views)
+        return raised.mean(dim=1)
     weight, bias = (t.detach().to("cpu", torch.float64) for t in (head.weight, head.bias))
     return views.mean(dim=1) @ weight.T + bias
 

@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,8 +145,12 @@ def drop(url: str) -> None:
                 time.sleep(0.2)
 
     try:
-        with suppress(GalleryError):  # it has no alias
+        try:
             call("drop_alias", address.name)
+        except GalleryUnavailableError:
+            raise
+        except GalleryError:  # it has no alias
+            pass
         for each in call("list_collections"):
             if each.startswith(f"{address.name}__") or each == address.name:
                 call("drop_collection", each)
